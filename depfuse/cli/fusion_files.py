@@ -17,6 +17,7 @@ from depfuse.io.checkpoint import write_checkpoint
 from depfuse.io.output_files import is_folder, is_pickled
 from depfuse.io.same_layout import Layout, layout_of, write_content
 from depfuse.models import with_classes
+from depfuse.models.transformers_networks import names_in_files
 from depfuse.report import FusionReport, PathReport, ScoreValues
 from depfuse.report.plot_kind import plot_kind
 from depfuse.report.tables import short_names
@@ -27,7 +28,9 @@ def layout_of_child(request: Request, inputs: Inputs) -> Layout | None:
     if request.out is None or not is_pickled(request.out):
         return None
     keys = request.fusion.key
-    return layout_of(request.parents[0], keys[0] if keys else None, inputs.models[0].state_dict())
+    return layout_of(
+        request.parents[0], keys[0] if keys else None, inputs.models[0].state_dict(), names_in_files(inputs.models[0])
+    )
 
 
 def write_files(

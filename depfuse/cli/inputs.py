@@ -39,6 +39,7 @@ from depfuse.models import build_network, check_input, with_classes
 from depfuse.models.architecture import parse_architecture, with_arguments
 from depfuse.models.origin import FromFile
 from depfuse.models.registry import with_settings
+from depfuse.models.transformers_networks import names_in_files
 from depfuse.networks.forward import run_network
 from depfuse.networks.running import evaluating
 from depfuse.recipe import Recipe
@@ -284,7 +285,7 @@ def _built(
     settings |= {"classes": count} if count else {}
     try:
         model = build_network(architecture, **settings)
-        checkpoint = checkpoint.fitted_to(model.state_dict())
+        checkpoint = checkpoint.fitted_to(model.state_dict(), names_in_files(model))
         found = _outputs_in(checkpoint, model)
         if found is not None:
             # One string stands for parents of different labels, whatever number of classes it says.

@@ -66,11 +66,18 @@ class Checkpoint:
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
     described: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
-    def fitted_to(self, own: Mapping[str, Tensor]) -> Checkpoint:
+    def fitted_to(self, own: Mapping[str, Tensor], written: Mapping[str, str] | None = None) -> Checkpoint:
         """Find the tensors for a network's state dict among all that the file holds, by the network's own names.
 
         What was chosen of several, passed over in names, or left out is said in one warning. Where nothing has all of
         the network's names, the state is what comes nearest.
+
+        Parameters
+        ----------
+        own
+            The network's state dict.
+        written
+            The names of its tensors in files by its own names, where they are others (`names_in_files`).
 
         Raises
         ------
@@ -82,7 +89,7 @@ class Checkpoint:
         # What is in memory already, such as what a client sent, has no file: none to choose from by a key, and none to
         # be out of proportion to.
         in_file = self.path.exists()
-        state = fit_weights(self.path, self.weights, own, keyed=in_file)
+        state = fit_weights(self.path, self.weights, own, written, keyed=in_file)
         if state is None:
             return replace(self, weights=None)
         if state.keys() == self.state.keys() and all(state[key] is self.state[key] for key in state):

@@ -68,7 +68,9 @@ class Fit:
         return (len(self.missing), bool(self.unlike), len(self.extra))
 
 
-def fit_weights(path: Path, top: Place, own: Mapping[str, Tensor], *, keyed: bool = True) -> dict[str, Tensor] | None:
+def fit_weights(
+    path: Path, top: Place, own: Mapping[str, Tensor], written: Mapping[str, str] | None = None, *, keyed: bool = True
+) -> dict[str, Tensor] | None:
     """Find the tensors of a network in a file, and say in one line what was chosen, passed over or left out.
 
     Parameters
@@ -79,6 +81,9 @@ def fit_weights(path: Path, top: Place, own: Mapping[str, Tensor], *, keyed: boo
         The place of the file to look in.
     own
         The network's state dict.
+    written
+        What its tensors are called in files, by their names in it, where those are others: looked for where its own
+        names are not all there.
     keyed
         Whether the user can choose another set by its key.
 
@@ -90,13 +95,13 @@ def fit_weights(path: Path, top: Place, own: Mapping[str, Tensor], *, keyed: boo
         as well; None where no place has any.
     """
     top = with_norms_of(own, top)
-    tree = Place()
-    for key, tensor in own.items():
-        tree.put(key).tensor = tensor
-    fits = _fits(tree, top)
-    while not any(_is_whole(fit) for fit in fits) and (inner := _only_part(tree)) is not None:
-        tree = inner  # the network itself is wrapped
-        fits += _fits(tree, top)
+    fits = _all_fits(top, own)
+    if written and not any(_is_whole(fit) for fit in fits):
+        other = {written[key]: tensor for key, tensor in own.items()}
+        if any(_is_whole(fit) for fit in _all_fits(top, other)):
+            names = {name: key for key, name in written.items()}
+            found = fit_weights(path, top, other, keyed=keyed)
+            return None if found is None else {names[name]: tensor for name, tensor in found.items()}
     if not fits:
         return _by_order(path, top, own)
     best = min(fit.rank for fit in fits)
@@ -109,6 +114,18 @@ def fit_weights(path: Path, top: Place, own: Mapping[str, Tensor], *, keyed: boo
     if said := _said(chosen, why, alike, fits, keyed):
         warnings.warn(f"{path}: {'; '.join(said)}", DepfuseWarning, stacklevel=4)
     return chosen.found
+
+
+def _all_fits(top: Place, own: Mapping[str, Tensor]) -> list[Fit]:
+    """Compare a network with every place of the file, until it fits one with or without what wraps it."""
+    tree = Place()
+    for key, tensor in own.items():
+        tree.put(key).tensor = tensor
+    fits = _fits(tree, top)
+    while not any(_is_whole(fit) for fit in fits) and (inner := _only_part(tree)) is not None:
+        tree = inner  # the network itself is wrapped
+        fits += _fits(tree, top)
+    return fits
 
 
 def _by_order(path: Path, top: Place, own: Mapping[str, Tensor]) -> dict[str, Tensor] | None:

@@ -18,6 +18,7 @@ from depfuse.io.layouts import in_layout_of
 from depfuse.io.recognising import recognised
 from depfuse.models.origin import shown
 from depfuse.models.registry import build_network
+from depfuse.models.transformers_networks import names_in_files
 from depfuse.networks.real_state import as_real
 from depfuse.networks.resizing import resize
 
@@ -41,7 +42,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     if checkpoint.card is not None and checkpoint.card.widened:
         _widen(model, checkpoint)
     own = model.state_dict()
-    checkpoint = checkpoint.fitted_to(own)
+    checkpoint = checkpoint.fitted_to(own, names_in_files(model))
     state = in_layout_of(model, checkpoint.state, checkpoint.path, checkpoint.layout)
     counters = {key for key in own if key.endswith("num_batches_tracked")}
     tied = {own[key].data_ptr() for key in state if key in own}

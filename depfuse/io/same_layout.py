@@ -53,15 +53,17 @@ class Layout:
         return content
 
 
-def layout_of(path: Path, key: str | None, own: Mapping[str, Tensor]) -> Layout:
+def layout_of(
+    path: Path, key: str | None, own: Mapping[str, Tensor], written: Mapping[str, str] | None = None
+) -> Layout:
     """Find where the tensors of a network are in its file.
 
     Parameters
     ----------
     path, key
         The file, and where in it the weights are, as `read_checkpoint` takes them.
-    own
-        The state dict of the file's network.
+    own, written
+        The state dict of the file's network, and other names in files, as `Checkpoint.fitted_to` takes them.
 
     Raises
     ------
@@ -75,7 +77,7 @@ def layout_of(path: Path, key: str | None, own: Mapping[str, Tensor]) -> Layout:
             places.setdefault(id(place.tensor), []).append(place)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DepfuseWarning)  # said where the network was read
-        state = recognised(read).fitted_to(own).state
+        state = recognised(read).fitted_to(own, written).state
     other = [
         name
         for name, tensor in own.items()

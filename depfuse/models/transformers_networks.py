@@ -1,7 +1,8 @@
-"""Networks of transformers, built from the values of their configuration; nothing is fetched."""
+"""Networks of transformers, built from the values of their configuration, and their names; nothing is fetched."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -38,3 +39,23 @@ def transformers_factory(name: str) -> Callable[..., nn.Module]:
         return network
 
     return build
+
+
+def names_in_files(network: nn.Module) -> dict[str, str]:
+    """Return what transformers calls a network's tensors in files, by the network's own names.
+
+    Since its version 5 some networks have other names than their files, which keep those of earlier versions. Empty
+    where the names are the same, and where a file has the tensors in another form.
+    """
+    library = sys.modules.get("transformers")
+    if library is None or not isinstance(network, library.PreTrainedModel):
+        return {}
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:  # before version 5
+        return {}
+    own = network.state_dict()
+    names = {id(tensor): name for name, tensor in own.items()}
+    written = revert_weight_conversion(network, dict(own))
+    found = {names[id(tensor)]: name for name, tensor in written.items() if id(tensor) in names}
+    return found if len(found) == len(own) and any(name != found[name] for name in found) else {}

@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from depfuse import load
 from depfuse.data import Preprocessing
 from depfuse.errors import ArchitectureError, CheckpointError, DepfuseWarning
 from depfuse.io.cards import Card
 from depfuse.io.headers import read_card
+from depfuse.io.same_layout import layout_of
 from depfuse.models import build_network
+from depfuse.models.transformers_networks import names_in_files
 
 RESNET = {
     "architectures": ["ResNetForImageClassification"],
@@ -194,3 +196,36 @@ def test_a_name_that_shares_a_tensor_may_be_missing(tmp_path: Path) -> None:
     network.save_pretrained(tmp_path / "bert")
     found = load(tmp_path / "bert").state_dict()
     assert all(torch.equal(found[key], value) for key, value in network.state_dict().items())
+
+
+SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("ViTForImageClassification", {**SIZES, "intermediate_size": 16}),
+        ("Dinov2Model", SIZES),
+        ("SwinForImageClassification", {"image_size": 16, "embed_dim": 8, "depths": [1], "num_heads": [2]}),
+    ],
+)
+@pytest.mark.parametrize("form", ["folder", "own names", "names of the file"])
+def test_networks_whose_files_have_other_names_are_read(
+    tmp_path: Path, name: str, sizes: Mapping[str, Any], form: str
+) -> None:
+    """From version 5 of transformers on, names in files may be those of earlier versions and not the network's."""
+    kind = getattr(transformers, name)
+    torch.manual_seed(0)
+    network = kind(kind.config_class(**sizes)).eval()
+    network.save_pretrained(tmp_path / "a")
+    if form == "folder":
+        read = load(tmp_path / "a")
+    else:
+        state = network.state_dict() if form == "own names" else load_file(tmp_path / "a" / "model.safetensors")
+        torch.save({"model": state}, tmp_path / "a.pt")
+        arguments = ", ".join(f"{key}={value!r}" for key, value in sizes.items())
+        read = load(tmp_path / "a.pt", f"transformers:{name}({arguments})")
+        written = layout_of(tmp_path / "a.pt", None, read.state_dict(), names_in_files(read))
+        assert written.content(read.state_dict())["model"].keys() == state.keys()
+    assert read.state_dict().keys() == network.state_dict().keys()
+    assert all(torch.equal(tensor, read.state_dict()[key]) for key, tensor in network.state_dict().items())
