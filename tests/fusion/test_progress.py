@@ -359,6 +359,20 @@ def test_solvers_of_all_groups_tell_their_cost_before_their_first_step(
 
 
 @pytest.mark.filterwarnings("ignore::depfuse.errors.LimitWarning")
+@pytest.mark.parametrize("through", ["reference", "universe"])
+def test_an_ascent_that_converges_early_is_foretold_by_its_first_step(
+    data: DataSet, monkeypatch: pytest.MonkeyPatch, through: str
+) -> None:
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(time, "perf_counter", lambda: 10.0 * next(ticks))  # a step takes ten seconds
+    told = Told()
+    recipe = {"solver": "frank-wolfe", "criterion": "weights", "universe": through == "universe", "refit": "none"}
+    fuse(small_parents(), recipe, calibration_loader(data, 200), progress=told)
+    sentence = r"(.*)?ascending towards permutations will take about 3 minutes; solvers emd and .* take seconds"
+    assert re.fullmatch(sentence, told.said[0])
+
+
+@pytest.mark.filterwarnings("ignore::depfuse.errors.LimitWarning")
 @OF_ALL_GROUPS
 def test_solvers_of_all_groups_count_their_iterations(data: DataSet, watcher: Recorded, name: str, step: str) -> None:
     criterion = "activations" if name == "sinkhorn-implicit" else "weights"

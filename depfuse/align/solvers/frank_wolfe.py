@@ -14,11 +14,13 @@ from depfuse.align.edges import Edges
 from depfuse.align.problem import MatchingProblem
 from depfuse.align.solution import Solution
 from depfuse.align.solvers.interface import Implementation
-from depfuse.align.solvers.rounding import assign
+from depfuse.align.solvers.rounding import assign, foretold
 from depfuse.align.solvers.start import as_candidates, best_of_starts
 from depfuse.recipe.solvers import FrankWolfe
 
 TOLERANCE = 1e-4  # relative gain of a step below which the iteration has converged: its last steps are tiny
+USUAL_STEPS = 20  # digits and ResNet20 take 7 to 9, ResNet18 15 to 18, ResNet50 23, all from random weights but the first
+DESCRIPTION = "ascending towards permutations"
 
 
 class WeightSimilarity:
@@ -96,7 +98,8 @@ def frank_wolfe(
     similarity is a parabola there.
     """
     at, best, last = start, (-float("inf"), assign(start)), similarity(start)
-    for _ in range(iterations):
+    device = next((value.device for value in start.values()), torch.device("cpu"))
+    for _ in foretold(DESCRIPTION, iterations, USUAL_STEPS, device):
         gradient = similarity.gradient(at)
         orders = assign(gradient)
         vertex = as_candidates(orders, at)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from depfuse.align.affinity import Candidates
 from depfuse.align.edges import Edges
-from depfuse.align.solvers.frank_wolfe import TOLERANCE
-from depfuse.align.solvers.rounding import assign
+from depfuse.align.solvers.frank_wolfe import DESCRIPTION, TOLERANCE, USUAL_STEPS
+from depfuse.align.solvers.rounding import assign, foretold
 from depfuse.align.solvers.start import as_candidates
 
 
@@ -136,7 +136,8 @@ def frank_wolfe_of_universe(
     with torch.no_grad():
         at = similarity.start()
         best, converged = (-float("inf"), [assign(candidates) for candidates in at]), False
-        for _ in range(iterations):
+        device = next((device for _, device in similarity.sizes.values()), torch.device("cpu"))
+        for _ in foretold(DESCRIPTION, iterations, USUAL_STEPS, device):
             gradient = similarity.gradient(at)
             orders = [assign(candidates) for candidates in gradient]
             vertex = [as_candidates(o, x) for o, x in zip(orders, at, strict=True)]

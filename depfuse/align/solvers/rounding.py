@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from depfuse.align.affinity import Affinity, seconds_of_building
@@ -27,6 +28,30 @@ def affinity_of(problem: MatchingProblem) -> Affinity:
     if problem.settings.criterion.name == "mixture":
         affinity.mix(problem.watched, problem.settings.share)
     return affinity
+
+
+def foretold(description: str, iterations: int, usual: int, device: torch.device) -> Iterator[int]:
+    """Count the steps of an ascent that converges long before its limit; foretell it after the first step.
+
+    Parameters
+    ----------
+    description
+        Of the ascent.
+    iterations
+        Limit of steps.
+    usual
+        Steps that it takes.
+    device
+        Computes them.
+    """
+    work().step(description)
+    work().advise(QUICKER)
+    watch = Stopwatch(device)
+    started = watch.now()
+    for number in range(iterations):
+        yield number
+        if number == 0:
+            work().foretell(min(iterations, usual) * (watch.now() - started))
 
 
 def assign(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
