@@ -114,6 +114,12 @@ class _Collected:
             kept = slice(0, self.wanted - self.count)
             inputs, labels = take_samples(inputs, kept), None if labels is None else labels[kept]
             count = self.wanted - self.count
+        if self.inputs and _kinds(inputs) != _kinds(self.inputs[0]):
+            raise DataError(
+                f"batch {len(self.inputs) + 1} of the data has shape {_shapes(inputs)}, and the first"
+                f" {_shapes(self.inputs[0])}: give batches of inputs, or inputs and labels of all samples as a pair,"
+                " (inputs, labels), with as many of each"
+            )
         _check_finite(inputs, self.count)
         # A data loader may use its memory again for the next batch.
         inputs = map_tensors(self._own, inputs)
@@ -154,6 +160,16 @@ class _Collected:
             raise DataError(f"labels have shapes {sorted(shapes)} in different batches: give labels of one shape")
         labels = torch.cat(known) if len(known) == len(self.labels) else None
         return Split(join_samples(self.inputs), labels)
+
+
+def _kinds(inputs: Any) -> list[tuple[int, bool]]:
+    """Tell inputs of other kinds: their number, axes, and whether they are numbers of things."""
+    leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    return [(leaf.dim(), leaf.dtype in (torch.int32, torch.int64)) for leaf in leaves]
+
+
+def _shapes(inputs: Any) -> str:
+    return " and ".join(str(tuple(leaf.shape)) for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
 
 
 def _check_finite(inputs: Any, first: int) -> None:

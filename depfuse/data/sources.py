@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from depfuse.data.loader import epoch_seed
 from depfuse.data.samples import collate, collated, is_sample, runs_on, takes_several
+from depfuse.data.tensors import DataSet, Split
 from depfuse.errors import DataError
 from depfuse.tasks.batch_inputs import as_tensor, kind_of
 
@@ -24,9 +25,12 @@ def batches_of_source(
     """Yield batches of whatever calibration data are."""
     if isinstance(source, (str, Path)):
         raise DataError(
-            f"{source} is a name or path, and calibration data are wanted: give "
-            f"calibration_loader(load_data({str(source)!r}), {images})"
+            f"{source} is a name or path, and data are wanted: give"
+            f" {_loader_of(f'load_data({str(source)!r})', images, scored)}"
         )
+    if isinstance(source, (DataSet, Split)):
+        raise DataError(f"a {type(source).__name__} is no data yet: give {_loader_of('data', images, scored)}")
+    source = _with_listed_labels(source)
     if not isinstance(source, Tensor) and hasattr(source, "__array__"):  # of pandas, h5py and others
         source = source if isinstance(source, np.ndarray) else np.asarray(source)
     source = as_tensor(source) if isinstance(source, Tensor) else source
@@ -64,6 +68,24 @@ def batches_of_source(
         yield from collated(rest, batch_size) if one else rest
     else:
         raise DataError(f"calibration data are {kind_of(source)}: give a tensor, a data set, or what yields batches")
+
+
+def _loader_of(data: str, images: int, scored: bool) -> str:
+    """Write the call that makes a loader of a data set of depfuse's."""
+    return (
+        "Loader(data.test, data.preprocessing), after data = load_data(...)"
+        if scored
+        else f"calibration_loader({data}, {images})"
+    )
+
+
+def _with_listed_labels(source: Any) -> Any:
+    """Make an array of the labels in a pair of inputs and a list of whole numbers."""
+    if not (isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], (Tensor, np.ndarray))):
+        return source
+    inputs, labels = source
+    listed = isinstance(labels, (list, tuple)) and len(labels) == _count(inputs) > 0
+    return (inputs, np.array(labels)) if listed and all(type(label) is int for label in labels) else source
 
 
 def _count(whole: Tensor | np.ndarray) -> int:

@@ -18,6 +18,8 @@ from depfuse.errors import DataError, RecipeError
 from depfuse.fusion.checks import check_weights
 from depfuse.fusion.parents import Parents
 from depfuse.fusion.prepared import Inputs
+from depfuse.models.inputs import check_input
+from depfuse.networks.copying import fit_example
 from depfuse.networks.forward import Call, Called, Example
 from depfuse.networks.precision import in_full_precision
 from depfuse.recipe import Recipe
@@ -112,11 +114,12 @@ def as_test_loader(source: CalibrationLike, like: nn.Module, labels: LabelsLike 
     Raises
     ------
     DataError
-        There is not one label for each sample.
+        There is not one label for each sample, or a network does not take the data.
     """
     if labels is None and isinstance(source, tuple) and len(source) == 2 and _are_labels(source[1], source[0]):
         source, labels = source
     loader = as_loader(source, like, images=sys.maxsize, call=call, scored=True)
+    check_input(like, fit_example(loader.example(), like))
     if labels is not None:
         given = torch.as_tensor(labels)
         if given.dim() == 0 or len(given) != loader.count:

@@ -30,6 +30,7 @@ from depfuse.networks.forward import Call
 from depfuse.networks.isolation import isolated
 from depfuse.networks.precision import with_types_of
 from depfuse.progress import ProgressLike, shown
+from depfuse.tasks.batch_inputs import kind_of
 from depfuse.tasks.outputs import CLASSES
 from depfuse.tasks.selection import ScoresFunction, deselect
 from depfuse.teach.distil import Distillation
@@ -179,9 +180,16 @@ def match(
 def _read(training: Distillation | None, inputs: Inputs, call: Call | None) -> tuple[Distillation | None, Inputs]:
     """Collect the training data, None where nothing is trained, and calibrate on none of those that judge it.
 
-    Raises `RecipeError` where there are none.
+    Raises `RecipeError` where there are none, or some that nothing is trained on.
     """
+    if training is not None and not isinstance(training, Distillation):
+        raise RecipeError(f"training is {kind_of(training)}: give training=Distillation(data)")
     if not inputs.recipe.trains:
+        if training is not None:
+            raise RecipeError(
+                "training images are given, and the recipe trains nothing: set train.distil, train.self_training or"
+                " train.finetune, or leave them out"
+            )
         return None, inputs
     if training is None:
         raise RecipeError(

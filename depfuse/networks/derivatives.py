@@ -34,7 +34,8 @@ def _load_forward_rules() -> None:
     """Let torch import its rules, which it does at the first derivative, by calls that it warns of itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.func.jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
+        one = torch.ones((), dtype=torch.float32)
+        torch.func.jvp(torch.sin, (one,), (one,))
 
 
 class _Given(torch.autograd.Function):

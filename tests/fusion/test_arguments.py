@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from depfuse import FusionResult, Recipe, fuse
-from depfuse.data import Loader, Split
-from depfuse.errors import DepfuseError, DepfuseWarning, RecipeError
+from depfuse.data import Loader, Split, load_data
+from depfuse.errors import DataError, DepfuseError, DepfuseWarning, RecipeError
+from depfuse.fusion.comparison import Comparison
 from depfuse.fusion.parents import Parents
 from depfuse.fusion.pipeline import match
 from depfuse.recipe.presets import preset
+from depfuse.teach.distil import Distillation
 
 IMAGES = torch.randn(60, 3, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float32)
 RESET = {"align": {"criterion": "activations", "solver": "emd"}, "refit": "none", "renorm": "reset"}
@@ -254,6 +256,52 @@ def test_parents_may_come_one_after_another(wanted: Tensor) -> None:
 def test_inputs_and_labels_in_a_module_list(wanted: Tensor) -> None:
     result = fuse(nn.ModuleList(PARENTS), RESET, (IMAGES, torch.arange(60) % 4))
     assert torch.equal(outputs(result.child), wanted)
+
+
+def test_labels_may_be_a_list(wanted: Tensor) -> None:
+    labels = (torch.arange(60) % 4).tolist()
+    result = fuse(PARENTS, RESET, (IMAGES, labels))
+    assert torch.equal(outputs(result.child), wanted)
+    found = result.comparison((IMAGES, labels))
+    assert isinstance(found, Comparison)
+    assert found.child == result.comparison((IMAGES, torch.tensor(labels))).child
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([IMAGES, torch.arange(60) % 4], r"batch 2 of the data has shape \(60,\), and the first \(60, 3, 8, 8\): give"),
+        ((IMAGES, torch.arange(7)), r"batch 2 .* inputs and labels of all samples as a pair"),
+        (load_data("digits"), r"a DataSet is no data yet: give calibration_loader\(data, 2000\)"),
+        (load_data("digits").train, r"a Split is no data yet: give calibration_loader\(data, 2000\)"),
+        ("photos/", r"is a name or path, .* give calibration_loader\(load_data\('photos/'\), 2000\)"),
+    ],
+)
+def test_data_that_are_no_batches_are_one_sentence(data: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        fuse(PARENTS, RESET, data)
+
+
+def test_test_data_that_do_not_fit_are_one_sentence() -> None:
+    result = fuse(PARENTS, RESET, IMAGES)
+    with pytest.raises(DataError, match="images of shape 1x8x8 do not fit Sequential"):
+        result.comparison((IMAGES[:, :1], torch.arange(60) % 4))
+    with pytest.raises(DataError, match=r"batch 2 of the data has shape \(5,\)"):
+        result.comparison((IMAGES, torch.arange(5)))
+    with pytest.raises(DataError, match=r"give Loader\(data\.test, data\.preprocessing\)"):
+        result.comparison("photos/")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "training", "message"),
+    [
+        ({**RESET, "train.distil": 1}, IMAGES, r"training is a Tensor: give training=Distillation\(data\)"),
+        (RESET, Distillation(IMAGES), "the recipe trains nothing: set train.distil, .* or leave them out"),
+    ],
+)
+def test_training_images_that_are_none_or_not_used_are_refused(recipe: Any, training: Any, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        fuse(PARENTS, recipe, IMAGES, training=training)
 
 
 def test_augmentation_is_said_where_inputs_are_no_images() -> None:
