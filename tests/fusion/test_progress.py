@@ -360,7 +360,7 @@ def test_solvers_of_all_groups_tell_their_cost_before_their_first_step(
 
 @pytest.mark.filterwarnings("ignore::depfuse.errors.LimitWarning")
 @pytest.mark.parametrize("through", ["reference", "universe"])
-def test_an_ascent_that_converges_early_is_foretold_by_its_first_step(
+def test_an_ascent_that_converges_early_is_foretold_by_its_first_steps(
     data: DataSet, monkeypatch: pytest.MonkeyPatch, through: str
 ) -> None:
     ticks = iter(range(10**6))

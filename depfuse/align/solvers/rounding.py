@@ -31,7 +31,9 @@ def affinity_of(problem: MatchingProblem) -> Affinity:
 
 
 def foretold(description: str, iterations: int, usual: int, device: torch.device) -> Iterator[int]:
-    """Count the steps of an ascent that converges long before its limit; foretell it after the first step.
+    """Count the steps of an ascent that converges long before its limit; foretell it by the second one.
+
+    The first, from candidates of equal weights, takes longer: 4.9 CPU seconds of two ResNet50s, the others 2.8.
 
     Parameters
     ----------
@@ -47,11 +49,13 @@ def foretold(description: str, iterations: int, usual: int, device: torch.device
     work().step(description)
     work().advise(QUICKER)
     watch = Stopwatch(device)
-    started = watch.now()
+    begun = [watch.now()]
     for number in range(iterations):
         yield number
-        if number == 0:
-            work().foretell(min(iterations, usual) * (watch.now() - started))
+        if number < 2:
+            begun.append(watch.now())
+        if number == 1:
+            work().foretell(begun[1] - begun[0] + (min(iterations, usual) - 1) * (begun[2] - begun[1]))
 
 
 def assign(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
