@@ -179,11 +179,12 @@ def figures(cell: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def tables(rows: pd.DataFrame) -> str:
-    """One table per processor and number of threads: medians over runs, a line for each set and preset."""
+    """One table per machine, processor and number of threads: medians over runs, a line for each set and preset."""
     heads = ["parents", "preset", "images", "bare passes, s", "refit, s", *(f"{name}, times" for name in _shown(rows))]
     heads += ["MiB of the refit", "bound", "child", "held-out"]
     parts = []
-    for (processor, cores), own in rows[rows["refused"] == ""].groupby(["processor", "cores"], sort=False):
+    measured = rows[rows["refused"] == ""]
+    for (machine, processor, cores), own in measured.groupby(["machine", "processor", "cores"], sort=False):
         clock = "cpu" if cores == "1" and processor != "gpu" else "wall"
         lines = []
         for (name, preset, images), runs in own.groupby(["set", "preset", "images"], sort=False):
@@ -197,7 +198,7 @@ def tables(rows: pd.DataFrame) -> str:
             lines.append(line)
         threads = "one thread, CPU seconds" if clock == "cpu" else f"{cores} threads, seconds on the wall"
         kind = KINDS[processor]
-        parts.append(f"{kind}, {threads}; medians of {_counts(own)}.\n\n{markdown(heads, lines)}")
+        parts.append(f"{machine}. {kind}, {threads}; medians of {_counts(own)}.\n\n{markdown(heads, lines)}")
     return "\n\n".join(parts)
 
 
