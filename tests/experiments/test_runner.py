@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from experiments.__main__ import main
-from experiments.benchmarks import scaling
+from experiments.benchmarks import scaling, standard
 from experiments.lib import places, registry
 from experiments.lib.measurement import Measurement
 from experiments.lib.study import Study, chosen_steps
@@ -20,6 +20,7 @@ from experiments.studies.distances import DISTANCES
 
 MACHINE = {"machine": "a processor", "threads": "1", "refused": ""}
 THROUGHPUT = {"round": "0", "objectives": "2", "refit": "none", "workers": "4", "trials": "25"}
+COSTS = (("one", 6.0), ("another", 10.0))  # seconds of the refit
 # Experiment -> rows without their empty columns, and a line of its page.
 STORED: dict[str, tuple[list[dict[str, object]], str]] = {
     "ablate_child": (
@@ -229,3 +230,13 @@ def test_nothing_stored_and_wrong_words_end_with_2(tmp_path: Path, capsys) -> No
     for words in ([], ["run"], ["list", "x"], ["measure"]):
         assert main(words) == 2
         assert capsys.readouterr().err.startswith("Usage: ")
+
+
+def test_runs_on_two_machines_are_in_two_tables() -> None:
+    (row, *_), _ = STORED["standard"]
+    rows = [{**MACHINE, **row, "machine": machine, "cores": "1", "refit_cpu": seconds} for machine, seconds in COSTS]
+    shown = standard.tables(pd.DataFrame(rows, columns=[*standard.KEYS, *standard.VALUES, *MACHINE]))
+    assert "one. The processor as it is, one thread, CPU seconds; medians of 1 run" in shown
+    assert "another. The processor as it is" in shown
+    assert "| 2.00 | 6.0 | 3.00 |" in shown
+    assert "| 2.00 | 10.0 | 5.00 |" in shown
