@@ -364,7 +364,7 @@ def test_an_ascent_that_converges_early_is_foretold_by_its_first_steps(
     data: DataSet, monkeypatch: pytest.MonkeyPatch, through: str
 ) -> None:
     ticks = iter(range(10**6))
-    monkeypatch.setattr(time, "perf_counter", lambda: 10.0 * next(ticks))  # a step takes ten seconds
+    monkeypatch.setattr(time, "perf_counter", lambda: 20.0 * next(ticks))  # two steps take twenty seconds
     told = Told()
     recipe = {"solver": "frank-wolfe", "criterion": "weights", "universe": through == "universe", "refit": "none"}
     fuse(small_parents(), recipe, calibration_loader(data, 200), progress=told)
