@@ -63,6 +63,7 @@ class Program:
             ) from error
         self._keys, self._constants, self._module = found.keys, found.constants, found.module
         self.any_size = False
+        self._learned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         self.nodes = [node for node in found.graph.nodes if node.op == "call_function" and name_of(node) != CHECKS]
         self.inputs, self.output = found.inputs, found.output
 
@@ -74,6 +75,11 @@ class Program:
     def key(self, argument: Any) -> str | None:
         """Return the state-dict key of an operation's argument, where it is a parameter or a buffer."""
         return self._keys.get(argument.name) if isinstance(argument, fx.Node) else None
+
+    def parameter(self, argument: Any) -> str | None:
+        """Return the state-dict key of a parameter; a buffer, such as a filter that blurs, stays as it is."""
+        key = self.key(argument)
+        return key if key in self._learned else None
 
     @property
     def has_constants(self) -> bool:

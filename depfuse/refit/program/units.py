@@ -151,9 +151,9 @@ def _layer(program: Program, node: fx.Node) -> _Layer | None:
         return _Layer(node, None, None, norm, outputs)
     if node.target not in CONVOLUTIONS and node.target is not aten.linear.default:
         return None
-    weight = program.key(node.args[1])
+    weight = program.parameter(node.args[1])
     has_bias = len(node.args) > 2 and node.args[2] is not None
-    bias = program.key(node.args[2]) if has_bias else None
+    bias = program.parameter(node.args[2]) if has_bias else None
     source = node.args[0]
     if weight is None or (has_bias and bias is None) or not isinstance(source, fx.Node):
         return None

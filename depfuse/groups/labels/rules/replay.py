@@ -105,7 +105,15 @@ class Replay:
             constant = self._is_constant(tensor)
             factors = []
             for axis, size in enumerate(shape):
-                if size == 1 or (constant and not varies(tensor, axis)):
+                alike = constant and not varies(tensor, axis)
+                # One filter that the network's state has for each channel, such as a blur's, goes with its channel.
+                own = (
+                    alike
+                    and axis == 0
+                    and self._grouped.get(id(tensor)) == size
+                    and bool(self.trace.leaves[id(tensor)])
+                )
+                if size == 1 or (alike and not own):
                     continue
                 extent = [size if other == axis else 1 for other in range(len(shape))]
                 if axis == 1 and blocks > 1:
@@ -114,7 +122,7 @@ class Replay:
                     extent[0] = shape[0]
                 else:
                     labels = self.ledger.fresh(size)
-                if constant:
+                if constant and not own:
                     self.ledger.pin(labels, CONSTANT)
                 factors.append(Factor(labels.reshape(extent), (id(tensor), axis)))
             self.leaves[id(tensor)] = Labels(shape, tuple(factors))
