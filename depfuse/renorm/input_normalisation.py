@@ -84,7 +84,7 @@ class FirstBatchNorm:
     Attributes
     ----------
     name
-        The BatchNorm's name; None where there is no such layer, or it has no statistics.
+        The BatchNorm's name; None where there is no such layer, or its statistics are none that images give.
     """
 
     def __init__(self, model: nn.Module, images: Tensor, mean: Values, std: Values) -> None:
@@ -104,6 +104,9 @@ class FirstBatchNorm:
             self._mean = np.asarray(norm.running_mean.double().cpu())
             self._eps = float(norm.eps)
             self._variance = np.asarray(norm.running_var.double().cpu()) + self._eps
+            if not (np.isfinite(self._mean).all() and (self._variance > 0).all()):
+                self.name = None  # what a damaged file holds is told elsewhere
+                return
             places = self._answer(images[:1])[0, 0].numel()
         self._images = images[: max(FEWEST_IMAGES, min(IMAGES, PLACES // places))]
 

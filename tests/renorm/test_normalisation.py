@@ -98,7 +98,9 @@ def test_networks_that_cannot_tell_are_left_alone():
     behind = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4, momentum=None), nn.Flatten())
     behind.train()(normalised(images, (0.5,) * 3, (0.25,) * 3))
     fresh = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
-    for network in (without, behind, fresh):
+    damaged = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
+    damaged[1].running_var.fill_(-1.0)
+    for network in (without, behind, fresh, damaged):
         assert FirstBatchNorm(network, images, (0.0,), (1.0,)).name is None
         assert forgotten_normalisation(network, images, (0.0,), (1.0,)) == []
 
