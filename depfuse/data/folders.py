@@ -89,7 +89,7 @@ def load_folder(root: Path, preprocessing: Preprocessing) -> DataSet:
     if not any(folder.files for folder in folders):
         raise DataError(
             f"{root} holds no images: it needs images, CLASS/IMAGE, or train/CLASS/IMAGE and test/CLASS/IMAGE, and"
-            f" images end in {', '.join(sorted(SUFFIXES))}"
+            f" images end in {', '.join(sorted(SUFFIXES))}; or volumes, in .npy and .npz"
         )
     files = [file for folder in folders for file in folder.files]
     if not said and (unread := unread_annotations(root, files)) is not None:

@@ -248,7 +248,9 @@ def test_images_of_many_sizes_need_one(tmp_path: Path) -> None:
 
 def test_a_folder_without_images_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "ant").mkdir()
-    with pytest.raises(DataError, match="holds no images: it needs images, CLASS/IMAGE, or train/CLASS"):
+    with pytest.raises(
+        DataError, match=r"holds no images: it needs images, CLASS/IMAGE, or train/CLASS.*; or volumes, in \.npy"
+    ):
         load_data(tmp_path)
 
 
