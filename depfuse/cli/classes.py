@@ -14,6 +14,7 @@ from depfuse.data.label_shares import read_classes
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import DataError, DepfuseWarning
 from depfuse.io.cards import Card
+from depfuse.text import counted
 
 
 def label_sets(
@@ -95,6 +96,56 @@ def label_of(text: str, labels: LabelSets | None, names: tuple[str, ...] | None)
         return int(text)
     known = "they have no names" if not names else f"they are called {', '.join(names)}"
     raise DataError(f"--background {text} is no number, and none of the outputs is called that: {known}")
+
+
+def of_known_classes(
+    data: DataSet, paths: Sequence[Path], known: Sequence[Sequence[int] | Sequence[str] | None]
+) -> tuple[DataSet, Sequence[str] | None]:
+    """Keep the test images of the classes that networks know, where all know the same and not all that the data have.
+
+    Parameters
+    ----------
+    data
+        With test images.
+    paths
+        The networks' files.
+    known
+        For each network the classes that its outputs stand for, by number or name, where that is known.
+
+    Returns
+    -------
+    DataSet, names or None
+        The data, and what the networks' outputs stand for now; None where nothing was left out.
+
+    Raises
+    ------
+    DataError
+        Networks know different classes.
+    """
+    first, test = known[0], data.required_test
+    if first is None or None in known or test.labels is None:
+        return data, None
+    for path, one in zip(paths, known, strict=True):
+        if one != first and min(len(one or ()), len(first)) < len(data.classes):
+            raise DataError(f"{paths[0]} and {path} know different classes of {data.name}: run them apart")
+    places = {one: place for place, name in enumerate(data.classes) for one in (place, name)}
+    if any(one not in places for one in first) or len(first) == len(data.classes):
+        return data, None
+    numbers = [places[one] for one in first]
+    ordered = sorted(numbers)
+    kept = torch.nonzero(torch.isin(test.labels, torch.tensor(ordered)))[:, 0]
+    own = test.take(kept)
+    own = dataclasses.replace(own, labels=torch.searchsorted(torch.tensor(ordered), own.required_labels))
+    warnings.warn(
+        f"{' and '.join(map(str, paths))} {'know' if len(paths) > 1 else 'knows'} {len(ordered)} of the"
+        f" {len(data.classes)} classes of {data.name}: {counted(len(kept), 'test image')} of {len(test)} are of these,"
+        " and the others are left out",
+        DepfuseWarning,
+        stacklevel=3,
+    )
+    train = dataclasses.replace(data.train, labels=None)
+    classes = tuple(data.classes[one] for one in ordered)
+    return dataclasses.replace(data, classes=classes, train=train, test=own), [data.classes[one] for one in numbers]
 
 
 def in_outputs(

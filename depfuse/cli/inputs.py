@@ -13,7 +13,15 @@ import torch
 from torch import nn
 
 from depfuse.cli.channels import in_channels_of
-from depfuse.cli.classes import agreed_names, class_names, in_outputs, label_of, label_sets, of_network
+from depfuse.cli.classes import (
+    agreed_names,
+    class_names,
+    in_outputs,
+    label_of,
+    label_sets,
+    of_known_classes,
+    of_network,
+)
 from depfuse.cli.named import agreed, read_named
 from depfuse.cli.normalised import warn_of_normalisation
 from depfuse.cli.options import DataOptions
@@ -208,6 +216,11 @@ def read_inputs(
     if labels is None:
         settled = (fused or not data.classes) and bool(classes or names)  # by `label_sets`
         said = [None if settled else of_network(card, data, text) for card, text in _each(cards, classes)]
+        if judged and not fused and data.classes and data.labelled:
+            by_cards = [None if card is None else card.classes for card in cards]
+            stand_for = [own or of_card for own, of_card in zip(said, by_cards, strict=True)]
+            data, named_now = of_known_classes(data, paths, stand_for)
+            said = said if named_now is None else [named_now] * len(said)
         data = in_outputs(data, counts, paths, said)
         names = names or agreed_names(cards) or class_names(data)
     suit_threads_to(models, example)

@@ -717,3 +717,25 @@ def test_nothing_is_left_when_a_file_cannot_be_finished(place: Place, refused, m
     monkeypatch.setattr(Path, "write_bytes", full)
     report = place.folder / "report.json"
     refused(place.fuse("--report", report, "--plot", place.folder / "path.png"), "No space left on device")
+
+
+def test_a_network_of_some_classes_is_evaluated_on_their_images(tmp_path, capsys):
+    few, many = tmp_path / "few.safetensors", tmp_path / "many.safetensors"
+    for path, labels, count in ((few, "5-7", 3), (many, "0-4", 5)):
+        train = ["train", f"digits_resnet(width=0.25,classes={count})", "--data", "digits", "--labels", labels]
+        assert main([*train, "--epochs", "2", "--out", str(path), "--quiet"]) == 0
+    accuracy = read_checkpoint(few).card.metrics["accuracy"]  # of the images of its classes
+    capsys.readouterr()
+
+    def evaluated(*words):
+        assert main(["eval", str(few), "--data", "digits", *words]) == 0
+        shown = capsys.readouterr()
+        assert "knows 3 of the 10 classes of digits: " in " ".join(shown.err.split())
+        return " ".join(shown.out.split())
+
+    said = evaluated()
+    assert f"{accuracy:.2%}".replace("%", " %") in said
+    assert evaluated("--classes", "5-7") == said
+    assert evaluated("--classes", "7,6,5") != said  # outputs in another order
+    assert main(["eval", str(few), str(many), "--data", "digits"]) == 2
+    assert "know different classes of digits: run them apart" in " ".join(capsys.readouterr().err.split())
