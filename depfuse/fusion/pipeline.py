@@ -180,16 +180,11 @@ def match(
 def _read(training: Distillation | None, inputs: Inputs, call: Call | None) -> tuple[Distillation | None, Inputs]:
     """Collect the training data, None where nothing is trained, and calibrate on none of those that judge it.
 
-    Raises `RecipeError` where there are none, or some that nothing is trained on.
+    Raises `RecipeError` where there are none.
     """
     if training is not None and not isinstance(training, Distillation):
         raise RecipeError(f"training is {kind_of(training)}: give training=Distillation(data)")
     if not inputs.recipe.trains:
-        if training is not None:
-            raise RecipeError(
-                "training images are given, and the recipe trains nothing: set train.distil, train.self_training or"
-                " train.finetune, or leave them out"
-            )
         return None, inputs
     if training is None:
         raise RecipeError(

@@ -49,7 +49,7 @@ def apart(
     started, peak = time.monotonic(), 0
     try:
         while process.is_alive() and not limit:
-            peak = max(peak, _resident(process.pid))
+            peak = max(peak, resident(process.pid))
             process.join(0.05)
             _receive(inbox, found)
             if time.monotonic() - started > seconds:
@@ -79,7 +79,7 @@ def _receive(inbox: Connection, found: dict[str, Any]) -> None:
             found.update(inbox.recv())
 
 
-def _resident(pid: int) -> int:
+def resident(pid: int) -> int:
     """Read the memory of a process in bytes; 0 where it is gone, or there is no /proc."""
     with suppress(OSError, ValueError, IndexError):
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
