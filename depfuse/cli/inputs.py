@@ -217,7 +217,9 @@ def read_inputs(
         settled = (fused or not data.classes) and bool(classes or names)  # by `label_sets`
         said = [None if settled else of_network(card, data, text) for card, text in _each(cards, classes)]
         if judged and not fused and data.classes and data.labelled:
-            by_cards = [None if card is None else card.classes for card in cards]
+            # A card's numbers say nothing of the named classes of other data.
+            numbered = class_names(data) is None
+            by_cards = [card.classes if card and (numbered or card.data == data.name) else None for card in cards]
             stand_for = [own or of_card for own, of_card in zip(said, by_cards, strict=True)]
             data, named_now = of_known_classes(data, paths, stand_for)
             said = said if named_now is None else [named_now] * len(said)

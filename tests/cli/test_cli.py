@@ -739,3 +739,16 @@ def test_a_network_of_some_classes_is_evaluated_on_their_images(tmp_path, capsys
     assert evaluated("--classes", "7,6,5") != said  # outputs in another order
     assert main(["eval", str(few), str(many), "--data", "digits"]) == 2
     assert "know different classes of digits: run them apart" in " ".join(capsys.readouterr().err.split())
+
+
+def test_numbers_on_a_card_say_nothing_of_the_named_classes_of_other_data(tmp_path, capsys):
+    few, data = tmp_path / "few.safetensors", tmp_path / "named.npz"
+    train = ["train", "digits_resnet(width=0.25,classes=3)", "--data", "digits", "--labels", "0-2", "--epochs", "1"]
+    assert main([*train, "--out", str(few), "--quiet"]) == 0
+    names = np.array(["ant", "bee", "cow", "dog"])[np.arange(40) % 4]
+    images = np.random.default_rng(0).integers(0, 255, (40, 8, 8)).astype(np.uint8)
+    np.savez(data, x_train=images, y_train=names, x_test=images, y_test=names)
+    assert main(["eval", str(few), "--data", str(data)]) == 2
+    assert "--classes" in capsys.readouterr().err
+    assert main(["eval", str(few), "--data", str(data), "--classes", "cow,ant,dog"]) == 0
+    assert "knows 3 of the 4 classes" in " ".join(capsys.readouterr().err.split())
