@@ -14,11 +14,14 @@ from depfuse.data.label_shares import read_classes
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import DataError, DepfuseWarning
 from depfuse.io.cards import Card
+from depfuse.models.origin import shown
 from depfuse.text import counted
+
+_FEW = 5  # labels that a sentence lists
 
 
 def label_sets(
-    cards: Sequence[Card | None], classes: Sequence[str] | None, data: DataSet
+    cards: Sequence[Card | None], classes: Sequence[str] | None, data: DataSet, paths: Sequence[Path]
 ) -> tuple[LabelSets | None, tuple[str, ...] | None, DataSet]:
     """Collect the labels that each parent knows, from the user or else the cards, and number the data's accordingly.
 
@@ -28,16 +31,18 @@ def label_sets(
     Raises
     ------
     DataError
-        A class of the data is known to no parent, or a number is none of the data's.
+        A class of the data is known to no parent, a number is none of the data's, or parents know different classes by
+        numbers of other data.
     """
     labels_of_parents: Sequence[Sequence[int] | Sequence[str] | None]
     if classes:
         labels_of_parents = [read_classes(text) for text in classes]
     else:
-        by_name = bool(class_names(data)) or (not data.classes and all(card and card.names for card in cards))
-        labels_of_parents = [
-            None if card is None else card.names if card.names and by_name else card.classes for card in cards
-        ]
+        if not data.classes and all(card and card.names for card in cards):
+            labels_of_parents = [card.names for card in cards if card is not None]
+        else:
+            labels_of_parents = [of_card(card, data) for card in cards]
+            _check_numbers(cards, labels_of_parents, data, paths)
         if all(parent_labels == labels_of_parents[0] for parent_labels in labels_of_parents):
             return None, None, data
         if not data.classes and None in labels_of_parents:  # nothing says what a parent without a card knows
@@ -77,8 +82,51 @@ def label_sets(
     joint = tuple(names[label] for label in order)
     if data.classes:
         data = renumbered(data, [places[label] for label in everything], joint)
-    named = None if all(name.isdecimal() for name in joint) else joint
+    named = None if joint == tuple(map(str, order)) else joint
     return (None if alike else sets), named, data
+
+
+def of_card(card: Card | None, data: DataSet) -> tuple[int, ...] | tuple[str, ...] | None:
+    """Read from a card which classes of the data its network knows, by name or number; None where it does not say.
+
+    Names count for data whose classes have names. Numbers are those of the data that the card is of: they count there,
+    for data whose classes are numbers, and for data without classes; of classes called 3 and 7 they are the names.
+    """
+    if card is None:
+        return None
+    named = class_names(data)
+    if card.names and (named or (data.classes and _decimal(card.names))):
+        return card.names
+    if card.classes is None or not named or card.data == data.name:
+        return card.classes
+    if not _decimal(named):
+        return None
+    by_number = {int(name): name for name in named}
+    return tuple(by_number.get(number, str(number)) for number in card.classes)
+
+
+def _check_numbers(
+    cards: Sequence[Card | None],
+    known: Sequence[Sequence[int] | Sequence[str] | None],
+    data: DataSet,
+    paths: Sequence[Path],
+) -> None:
+    """Raise `DataError` where cards say by numbers of other data that parents know different classes."""
+    others = {
+        number: card.classes
+        for number, (card, own) in enumerate(zip(cards, known, strict=True))
+        if card and card.classes and own is None
+    }
+    if others and (len(set(others.values())) > 1 or any(own is not None for own in known)):
+        first = next(iter(others))
+        card = cards[first]
+        assert card is not None
+        assert card.classes is not None
+        whose = f"of {shown(card.data)}" if card.data else "of other data"
+        raise DataError(
+            f"{paths[first]} knows classes {_few(card.classes)} {whose}, and nothing says which classes of {data.name}"
+            " these are: name them with --classes, once per parent, like --classes cat,dog"
+        )
 
 
 def label_of(text: str, labels: LabelSets | None, names: tuple[str, ...] | None) -> int:
@@ -207,7 +255,7 @@ def _places(
         wanted: Sequence[int] | Sequence[str] = data.classes if isinstance(labels_of_outputs[0], str) else range(count)
         for one in wanted:
             if one not in labels_of_outputs:
-                listed = f"{', '.join(map(str, labels_of_outputs[:5]))}{', ...' if len(labels_of_outputs) > 5 else ''}"
+                listed = _few(labels_of_outputs)
                 raise DataError(f"class {one} of {data.name} is none of those that {path} knows: {listed}")
         return [list(labels_of_outputs).index(one) for one in wanted]
     if outputs == count or not data.by_name:
@@ -222,8 +270,7 @@ def _places(
 
 def _say_the_order(data: DataSet, path: Path) -> None:
     """Say that classes are taken in alphabetical order, unless that is the order of their numbers."""
-    numbered = all(name.isdecimal() and name.isascii() for name in data.classes)
-    if numbered and list(data.classes) == sorted(data.classes, key=int):
+    if _decimal(data.classes) and list(data.classes) == sorted(data.classes, key=int):
         return
     warnings.warn(
         f"nothing says what the outputs of {path} are called: the classes of {data.name},"
@@ -264,5 +311,13 @@ def of_network(card: Card | None, data: DataSet, given: str | None) -> Sequence[
         return read_classes(given)
     if card is None or not card.names:
         return None
-    numbered = all(name.isdecimal() for name in card.names)  # outputs in another order than that of their numbers
-    return card.names if numbered or class_names(data) else None
+    # Numbers as names are outputs in another order than that of these.
+    return card.names if _decimal(card.names) or class_names(data) else None
+
+
+def _decimal(names: Sequence[str]) -> bool:
+    return all(name.isdecimal() and name.isascii() for name in names)
+
+
+def _few(labels: Sequence[int] | Sequence[str]) -> str:
+    return ", ".join(map(str, labels[:_FEW])) + (", ..." if len(labels) > _FEW else "")

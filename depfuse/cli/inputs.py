@@ -19,6 +19,7 @@ from depfuse.cli.classes import (
     in_outputs,
     label_of,
     label_sets,
+    of_card,
     of_known_classes,
     of_network,
 )
@@ -186,7 +187,7 @@ def read_inputs(
         data = data.without_classes()
     labels, names = None, None
     if fused or not data.classes:
-        labels, names, data = label_sets(cards, classes, data)
+        labels, names, data = label_sets(cards, classes, data, paths)
     known = labels.sets[0] if labels else None if cards[0] is None else cards[0].classes
     data = in_channels_of(
         *_built(architectures[0], checkpoints[0], known, len(data.classes), data.image_shape[0]), data
@@ -217,10 +218,7 @@ def read_inputs(
         settled = (fused or not data.classes) and bool(classes or names)  # by `label_sets`
         said = [None if settled else of_network(card, data, text) for card, text in _each(cards, classes)]
         if judged and not fused and data.classes and data.labelled:
-            # A card's numbers say nothing of the named classes of other data.
-            numbered = class_names(data) is None
-            by_cards = [card.classes if card and (numbered or card.data == data.name) else None for card in cards]
-            stand_for = [own or of_card for own, of_card in zip(said, by_cards, strict=True)]
+            stand_for = [own or of_card(card, data) for own, card in zip(said, cards, strict=True)]
             data, named_now = of_known_classes(data, paths, stand_for)
             said = said if named_now is None else [named_now] * len(said)
         data = in_outputs(data, counts, paths, said)

@@ -163,7 +163,7 @@ def _card(
         data=name,
         preprocessing=images.preprocessing,
         classes=tuple(kept),
-        names=None if all(name.isdecimal() for name in images.classes) else images.classes,
+        names=None if images.classes == tuple(map(str, kept)) else images.classes,
         recipe={**recipe.model_dump(mode="json"), **chosen},
         seeds={"train": recipe.seed, "split": split_seed},
         metrics=metrics,

@@ -17,7 +17,8 @@ from torch import nn
 
 from depfuse.cli import main
 from depfuse.cli.app import COMMANDS
-from depfuse.data import Preprocessing
+from depfuse.cli.classes import of_card
+from depfuse.data import Preprocessing, load_data
 from depfuse.io.cards import Card
 from depfuse.io.checkpoint import read_checkpoint, write_checkpoint
 from depfuse.report import PathReport, read_report
@@ -752,3 +753,38 @@ def test_numbers_on_a_card_say_nothing_of_the_named_classes_of_other_data(tmp_pa
     assert "--classes" in capsys.readouterr().err
     assert main(["eval", str(few), "--data", str(data), "--classes", "cow,ant,dog"]) == 0
     assert "knows 3 of the 4 classes" in " ".join(capsys.readouterr().err.split())
+
+
+def test_numbers_on_cards_do_not_choose_among_the_named_classes_of_other_data(tmp_path, capsys, monkeypatch):
+    """Parents of digits 0 to 2 and 3 to 5 know no class of a folder by its place; of classes called 0 ... 5 they do."""
+    monkeypatch.chdir(tmp_path)
+    train = ["train", "digits_resnet(width=0.25,classes=3)", "--data", "digits", "--epochs", "1", "--quiet"]
+    for name, labels in (("a", "0-2"), ("b", "3-5")):
+        assert main([*train, "--labels", labels, "--out", f"{name}.safetensors"]) == 0
+    images = np.random.default_rng(0).integers(0, 255, (60, 8, 8)).astype(np.uint8)
+    words, numbers = ("ant", "bee", "cow", "dog", "elk", "fox"), ("00", "1", "02", "3", "04", "5")
+    for file, names in (("words.npz", words), ("few.npz", words[:3]), ("numbers.npz", numbers)):
+        labels = np.array(names)[np.arange(60) % len(names)]
+        np.savez(file, x_train=images, y_train=labels, x_test=images, y_test=labels)
+
+    def fused(data, *more):
+        command = ["fuse", "a.safetensors", "b.safetensors", "--data", data, "--preset", "fast", *more, "--quiet"]
+        return main([*command, "--out", "c.safetensors"])
+
+    def names():
+        return read_checkpoint(Path("c.safetensors")).card.names
+
+    capsys.readouterr()
+    for data in ("words.npz", "few.npz"):
+        assert fused(data) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"a.safetensors knows classes 0, 1, 2 of digits, and nothing says which classes of {data}" in said
+        assert "--classes" in said
+    assert fused("words.npz", "--classes", "fox,ant,bee", "--classes", "cow,dog,elk") == 0
+    assert names() == words
+    assert fused("words.npz", "--classes", "0-2", "--classes", "3-5") == 0
+    assert fused("numbers.npz") == 0
+    assert names() == tuple(sorted(numbers))
+    known = [of_card(read_checkpoint(Path(f"{name}.safetensors")).card, load_data("numbers.npz")) for name in "ab"]
+    assert known == [numbers[:3], numbers[3:]]
+    assert fused("digits", "--classes", "0-4", "--classes", "5-9") == 2  # three outputs
