@@ -16,6 +16,7 @@ from depfuse.data.batches import as_loader
 from depfuse.data.loader import Loader
 from depfuse.errors import DataError, RecipeError
 from depfuse.fusion.checks import check_weights
+from depfuse.fusion.class_names import check_class_names
 from depfuse.fusion.parents import Parents
 from depfuse.fusion.prepared import Inputs
 from depfuse.models.inputs import check_input
@@ -53,12 +54,14 @@ def read_arguments(
     Raises
     ------
     RecipeError
-        The recipe is none, or there are no parents.
+        The recipe is none, there are no parents, or they know different classes, and no labels say so.
     DataError
         See `as_loader`.
     """
     parents = Parents.of(parents)
     check_weights(parents.models)
+    if parents.labels is None:
+        check_class_names(parents.models)
     models = in_full_precision(parents.models)
     settings, loader = _read_data(models, recipe, calibration, call)
     computed = replace(parents, models=models, example=as_called(parents.example, call))

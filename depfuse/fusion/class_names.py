@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from depfuse.errors import RecipeError
+from depfuse.io.into_network import loaded_card
 from depfuse.networks.copying import unwrap
 
 if TYPE_CHECKING:
@@ -41,34 +42,53 @@ def class_names(result: FusionResult) -> tuple[str, ...] | None:
 
 
 def check_class_names(models: Sequence[nn.Module]) -> None:
-    """Raise `RecipeError` where parents of which no labels are said call their outputs by different names.
+    """Raise `RecipeError` where parents of which no labels are said call their outputs by different names or numbers.
 
-    They would be averaged output by output, a cat of one with an ox of another.
+    They would be averaged output by output, a cat of one with an ox of another. Numbers are those on the cards of their
+    files, and compared where not all of these parents have names.
     """
-    named = {number: names for number, model in enumerate(models, start=1) if (names := _own_names(model)) is not None}
-    for number, names in named.items():
-        first, expected = next(iter(named.items()))
-        if names == expected:
+    by_name = {number: names for number, model in enumerate(models, start=1) if (names := _own_names(model))}
+    by_number = {number: labels for number, model in enumerate(models, start=1) if (labels := _own_numbers(model))}
+    _check_equal(by_name)
+    if not by_number.keys() <= by_name.keys():
+        _check_equal(by_number)
+
+
+def _check_equal(known: Mapping[int, Sequence[int] | Sequence[str]]) -> None:
+    for number, own in known.items():
+        first, expected = next(iter(known.items()))
+        if own == expected:
             continue
-        called = f"parent {first} calls its outputs {_few(expected)}, and parent {number} {_few(names)}"
-        if sorted(names) == sorted(expected):
+        called = f"parent {first} calls its outputs {_few(expected)}, and parent {number} {_few(own)}"
+        if len(own) == len(expected) and set(own) == set(expected):
             raise RecipeError(
                 f"{called}: put the rows of their heads into one order first, or give equal `labels` if they mean the"
                 " same"
             )
-        everything = list(dict.fromkeys(name for own in named.values() for name in own))
-        sets = ", ".join(str([everything.index(name) for name in own]) for own in (expected, names))
+        everything = list(dict.fromkeys(label for labels in known.values() for label in labels))
+        sets = ", ".join(
+            str([label if isinstance(label, int) else everything.index(label) for label in labels])
+            for labels in (expected, own)
+        )
         raise RecipeError(f"{called}: say so by `labels`, such as {sets}, or give equal ones if they mean the same")
 
 
-def _own_names(model: nn.Module) -> list[str] | None:
+def _own_names(model: nn.Module) -> Sequence[str] | None:
     """List the names of outputs in order; None where there are none but the library's own."""
     labels = labels_of(unwrap(model))
+    if labels is None and (card := loaded_card(model)) is not None and card.names:
+        return card.names
     if not labels or sorted(labels) != list(range(len(labels))):
         return None
-    names = [str(labels[place]) for place in range(len(labels))]
-    return None if names == [f"LABEL_{place}" for place in range(len(labels))] else names
+    names = tuple(str(labels[place]) for place in range(len(labels)))
+    return None if names == tuple(f"LABEL_{place}" for place in range(len(labels))) else names
 
 
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:_FEW]) + (", ..." if len(names) > _FEW else "")
+def _own_numbers(model: nn.Module) -> Sequence[int] | None:
+    """List the labels of outputs in order, by the card of the network's file."""
+    card = loaded_card(model)
+    return None if card is None else card.classes
+
+
+def _few(names: Sequence[int] | Sequence[str]) -> str:
+    return ", ".join(map(str, names[:_FEW])) + (", ..." if len(names) > _FEW else "")

@@ -26,7 +26,6 @@ from depfuse.fusion.checks import (
     say_what_is_not_augmented,
     warn_of_statistics,
 )
-from depfuse.fusion.class_names import check_class_names
 from depfuse.fusion.meaning import Meaning
 from depfuse.fusion.mirror_images import Mirroring
 from depfuse.fusion.parents import Parents
@@ -173,8 +172,6 @@ class Prepared:
             calibration = calibration.mirroring(inputs.recipe.calibration.mirror)
         parents, template = given.models, given.template
         sets = label_sets(given.labels, parents, template)
-        if given.labels is None:
-            check_class_names(parents)
         check_parents(parents if template is None or sets is not None else [*parents, template], sets)
         no_input = given.example is None and calibration is None
         example = None if no_input else example_of(given.example, calibration)

@@ -6,6 +6,7 @@ import re
 from operator import sub
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -19,8 +20,12 @@ from depfuse.io.recognising import recognised
 from depfuse.models.origin import shown
 from depfuse.models.registry import build_network
 from depfuse.models.transformers_networks import names_in_files
+from depfuse.networks.copying import unwrap
 from depfuse.networks.real_state import as_real
 from depfuse.networks.resizing import resize
+
+# What the files say of networks that were loaded from them, as long as these exist.
+_CARDS: WeakKeyDictionary[nn.Module, Card] = WeakKeyDictionary()
 
 _ADAPTER = re.compile(r"(^|[._])(lora|loha|lokr|hada|ia3)_")  # in the names of adapters' weights
 
@@ -75,8 +80,15 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     with torch.no_grad():  # not by load_state_dict, which some networks refuse without their metadata
         for key, tensor in state.items():
             own[key].copy_(tensor)
-    if checkpoint.card is not None and checkpoint.path.is_dir():
-        describe(model, checkpoint.path, checkpoint.card)
+    if checkpoint.card is not None:
+        _CARDS[model] = checkpoint.card
+        if checkpoint.path.is_dir():
+            describe(model, checkpoint.path, checkpoint.card)
+
+
+def loaded_card(network: nn.Module) -> Card | None:
+    """Return the card of the file that a network was loaded from; None of any other, and of copies."""
+    return _CARDS.get(unwrap(network))
 
 
 def load_network(path: str | Path, *, key: str | None = None, trust: bool = False, **defaults: Any) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -225,8 +226,11 @@ def test_a_child_of_parents_of_other_labels_is_compared_without_labels(other_lab
 
 def test_parents_with_other_numbers_of_outputs_and_no_labels_are_refused_in_words(other_labels, capsys) -> None:
     parents = [load(file) for file in other_labels]
-    with pytest.raises(RecipeError, match="parent 2 has 5 outputs, and parent 1 6 outputs: where they know different"):
+    with pytest.raises(RecipeError, match=r"parent 2 5, 6, .*: say so by `labels`, such as \[0, 1, 2, 3, 4, 5\]"):
         fuse(parents, "fast", torch.rand(40, 1, 8, 8))
+    without_cards = [copy.deepcopy(parent) for parent in parents]
+    with pytest.raises(RecipeError, match="parent 2 has 5 outputs, and parent 1 6 outputs: where they know different"):
+        fuse(without_cards, "fast", torch.rand(40, 1, 8, 8))
     for file, parent in zip(other_labels, parents, strict=True):
         torch.save(parent.state_dict(), f"{file}.pt")
     bare = [f"{file}.pt" for file in other_labels]
