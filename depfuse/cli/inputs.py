@@ -37,6 +37,7 @@ from depfuse.data.patches import Crop
 from depfuse.data.stream import Stream, batches_of
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import ArchitectureError, DataError, DepfuseWarning, RecipeError
+from depfuse.fusion.label_order import in_one_order
 from depfuse.fusion.parents import Parents
 from depfuse.fusion.same_modules import check_alike
 from depfuse.io.cards import Card
@@ -223,9 +224,14 @@ def read_inputs(
             said = said if named_now is None else [named_now] * len(said)
         data = in_outputs(data, counts, paths, said)
         names = names or agreed_names(cards) or class_names(data)
+    empty = None if background is None else label_of(background, labels, names)
+    if fused and labels is not None:
+        ordered = in_one_order(Parents(models, labels.sets), example.to(device))
+        if ordered.models is not models:
+            empty = labels.joint.index(empty) if empty in labels.joint else empty
+            models, labels = list(ordered.models), None
     suit_threads_to(models, example)
     warn_of_normalisation(paths, models, data, device)
-    empty = None if background is None else label_of(background, labels, names)
     same = len(read_classes(classes[0])) if classes and labels is None else None
     return Inputs(
         architectures, tuple(checkpoints), tuple(models), data, named.data, device, labels, names, empty, same

@@ -136,7 +136,8 @@ class LabelSets:
             raise RecipeError(f"{len(self.sets)} sets of classes for {len(models)} parents: give one per parent")
         if not self.same and all(len(labels) == len(self.joint) for labels in self.sets):
             raise RecipeError(
-                "the parents know the same labels in different orders: put the rows of their heads into one order first"
+                "the parents' labels are not in ascending order, and the rows of their last layers do not bring them"
+                " into it: put their outputs into one order first"
             )
         if template is None and not self.same:
             raise RecipeError(

@@ -17,6 +17,7 @@ from depfuse.data.loader import Loader
 from depfuse.errors import DataError, RecipeError
 from depfuse.fusion.checks import check_weights
 from depfuse.fusion.class_names import check_class_names
+from depfuse.fusion.label_order import in_one_order
 from depfuse.fusion.parents import Parents
 from depfuse.fusion.prepared import Inputs
 from depfuse.models.inputs import check_input
@@ -49,7 +50,8 @@ def read_arguments(
     Returns
     -------
     Inputs, Parents
-        The arguments in one form each, and the parents in the types that they were given in.
+        The arguments in one form each, and the parents in the types that they were given in; those that know the same
+        labels in other orders are copied with their outputs in one.
 
     Raises
     ------
@@ -64,7 +66,11 @@ def read_arguments(
         check_class_names(parents.models)
     models = in_full_precision(parents.models)
     settings, loader = _read_data(models, recipe, calibration, call)
-    computed = replace(parents, models=models, example=as_called(parents.example, call))
+    example = as_called(parents.example, call)
+    ordered = in_one_order(parents, loader.example() if example is None and loader is not None else example)
+    if ordered is not parents:
+        parents, models = ordered, in_full_precision(ordered.models)
+    computed = replace(parents, models=models, example=example)
     if task is not None:
         settings = settings.changed(task=task)
     return Inputs(computed, settings, loader, scores), parents

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -24,6 +24,17 @@ def labels_of(network: nn.Module) -> Mapping[int, str] | None:
     if isinstance(listed, dict) and isinstance(listed.get("label_names"), list):
         found = dict(enumerate(listed["label_names"]))
     return found if isinstance(found, Mapping) else None
+
+
+def name_outputs(network: nn.Module, names: Sequence[str]) -> None:
+    """Call the outputs of a network of transformers or timm by other names, where it has as many."""
+    config: Any = getattr(network, "config", None)
+    if hasattr(config, "id2label") and len(names) == len(config.id2label):
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: number for number, name in enumerate(names)}
+    listed = getattr(network, "pretrained_cfg", None)
+    if isinstance(listed, dict) and len(names) == len(listed.get("label_names") or ()):
+        network.pretrained_cfg = {**listed, "label_names": list(names)}  # type: ignore[assignment]
 
 
 def class_names(result: FusionResult) -> tuple[str, ...] | None:
@@ -60,11 +71,6 @@ def _check_equal(known: Mapping[int, Sequence[int] | Sequence[str]]) -> None:
         if own == expected:
             continue
         called = f"parent {first} calls its outputs {_few(expected)}, and parent {number} {_few(own)}"
-        if len(own) == len(expected) and set(own) == set(expected):
-            raise RecipeError(
-                f"{called}: put the rows of their heads into one order first, or give equal `labels` if they mean the"
-                " same"
-            )
         everything = list(dict.fromkeys(label for labels in known.values() for label in labels))
         sets = ", ".join(
             str([label if isinstance(label, int) else everything.index(label) for label in labels])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from depfuse.errors import CheckpointError
-from depfuse.fusion.class_names import class_names
+from depfuse.fusion.class_names import class_names, name_outputs
 from depfuse.fusion.saving import IN_MEMORY, child_card
 from depfuse.io.atomic_files import replacing_files
 from depfuse.io.cards import Card
@@ -68,7 +68,8 @@ def save_pretrained(
         )
     with replacing_files(folder, last=WEIGHTS) as temporary:
         if callable(own):
-            _name_classes(child, names)
+            if names is not None:
+                name_outputs(child, names)
             with _without_bars():
                 own(str(temporary))
         elif of_timm:
@@ -150,14 +151,6 @@ def _scores(metrics: Mapping[str, Any]) -> Sequence[str]:
 
 def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _name_classes(child: nn.Module, names: Sequence[str] | None) -> None:
-    """Give a network of transformers the names of its classes."""
-    config = getattr(child, "config", None)
-    if names is not None and hasattr(config, "id2label") and len(names) == len(config.id2label):  # type: ignore[union-attr]
-        config.id2label = dict(enumerate(names))  # type: ignore[union-attr]
-        config.label2id = {name: number for number, name in enumerate(names)}  # type: ignore[union-attr]
 
 
 def _write_by_timm(child: Any, like: Any, folder: Path, names: Sequence[str] | None) -> None:

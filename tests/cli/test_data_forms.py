@@ -289,9 +289,14 @@ def test_numbers_of_classes_are_those_of_the_outputs_in_their_order(images, caps
     assert min(parent.accuracy for parent in found.parents) > 0.95
     assert main(["eval", "c.safetensors", *data, "--report", "e.json"]) == 0
     assert read_report(Path("e.json")).networks[0].accuracy == found.child.accuracy
-    capsys.readouterr()
-    code = main(["fuse", FIRST, files[1], *data, *QUICK, "--classes", "0-9", "--classes", numbers])
-    assert_one_sentence(capsys, code, "the parents know the same labels in different orders")
+    command = ["fuse", FIRST, files[1], *data, *QUICK, "--out", "c.safetensors", "--report", "r.json"]
+    assert main([*command, "--classes", "0-9", "--classes", numbers]) == 0
+    mixed = read_report(Path("r.json"))
+    assert [parent.accuracy for parent in mixed.parents] == [parent.accuracy for parent in found.parents]
+    assert main(["fuse", FIRST, SECOND, *data, *QUICK, "--out", "d.safetensors"]) == 0
+    assert read_checkpoint(Path("c.safetensors")).card.names is None
+    child, same = (read_checkpoint(Path(f"{name}.safetensors")).state for name in "cd")
+    assert all(torch.equal(child[key], same[key]) for key in same)
 
 
 def test_a_size_that_is_none_is_one_sentence(images, capsys) -> None:

@@ -93,6 +93,34 @@ def test_two_folders_make_one_that_transformers_loads(kind: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")
 @pytest.mark.parametrize("labelled", [True, False])
+def test_parents_that_list_the_same_classes_in_other_orders_make_the_same_child(labelled: bool) -> None:
+    """Rows of the second parent's head, and its id2label, are in another order; the child is as if they were not."""
+    for seed, name in enumerate("ab"):
+        network = write_network(Path(name), ("cat", "dog", "fox"), seed)
+    write_photos(Path("photos"), ("cat", "dog", "fox"))
+    if not labelled:
+        Path("photos/test").rename("unused")
+        Path("photos/train/cat").rename("only")
+        Path("photos").rename("labelled")
+        Path("only").rename("photos")
+    assert fuse("--out", "expected") == 0
+    order = [2, 0, 1]
+    with torch.no_grad():
+        for tensor in network.classifier[-1].state_dict().values():
+            tensor.copy_(tensor[order])
+    names = [network.config.id2label[place] for place in order]
+    network.config.id2label, network.config.label2id = dict(enumerate(names)), {own: n for n, own in enumerate(names)}
+    network.save_pretrained("b")
+    assert load("b").config.id2label == {0: "fox", 1: "cat", 2: "dog"}
+    assert fuse("--out", "child") == 0
+    children = [transformers.ResNetForImageClassification.from_pretrained(name) for name in ("child", "expected")]
+    assert children[0].config.id2label == children[1].config.id2label == {0: "cat", 1: "dog", 2: "fox"}
+    states = [child.state_dict() for child in children]
+    assert all(torch.equal(states[0][key], tensor) for key, tensor in states[1].items())
+
+
+@pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")
+@pytest.mark.parametrize("labelled", [True, False])
 def test_a_child_of_different_labels_has_those_of_both(labelled: bool) -> None:
     write_network(Path("a"), ("cat", "dog"), 0)
     write_network(Path("b"), ("dog", "fox"), 1)
