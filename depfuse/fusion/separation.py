@@ -75,8 +75,9 @@ class SeparationProof:
         """Find what is wrong with an arrangement; `whole`: nothing is merged in it."""
         count = len(self._parents)
         mixed = tuple((number + 1) / (count * (count + 1) / 2) for number in range(count))
+        generic = self._sharing(arrangement) if whole else self._generic
         try:
-            return self._on(arrangement, self._generic, self._input, mixed, whole) or self._on(
+            return self._on(arrangement, generic, self._input, mixed, whole, generic=True) or self._on(
                 arrangement, self._parents, self._example, self._shares, whole
             )
         except UNFIT as error:  # where a network is made wider, or averaged
@@ -89,8 +90,9 @@ class SeparationProof:
         inputs: Example,
         shares: Sequence[float],
         whole: bool,
+        *,
+        generic: bool = False,
     ) -> Fault | None:
-        generic = parents is self._generic
         wide = [arrangement.widen(parent, number) for number, parent in enumerate(parents)]
         expected = [outputs_of(parent, inputs) for parent in parents]
         if generic:
@@ -110,6 +112,20 @@ class SeparationProof:
         expected = [outputs_of(parent, inputs) for parent in alike]
         wide = [arrangement.widen(parent, number) for number, parent in enumerate(alike)]
         return compared(self._child(arrangement, wide, shares), self._mean(expected, shares), inputs, alike[0])
+
+    def _sharing(self, arrangement: Arrangement) -> Sequence[nn.Module]:
+        """Give generic parents equal buffers where the parents have such, of those that no channel goes along with.
+
+        What all parents normalise their input by, say, is as good as one; what only some of them share is not.
+        """
+        first, *others = (dict(parent.named_buffers()) for parent in self._parents)
+        equal = {
+            key
+            for key, tensor in first.items()
+            if not arrangement.owned(key) and all(torch.equal(tensor, buffers[key]) for buffers in others)
+        }
+        shared = {key: tensor for key, tensor in self._generic[0].state_dict().items() if key in equal}
+        return [with_state(own, {**own.state_dict(), **shared}) for own in self._generic]
 
     def _child(self, arrangement: Arrangement, wide: Sequence[nn.Module], shares: Sequence[float]) -> nn.Module:
         template = None if self._template is None else arrangement.widen(self._template)

@@ -348,6 +348,31 @@ def test_what_mixes_channels_is_refused_by_name(name):
         fuse(Parents(parents, example=torch.randn(1, 1, 8, 8)), BY_WEIGHTS)
 
 
+class Normalising(nn.Module):
+    """A perceptron of images that it normalises itself, by buffers."""
+
+    def __init__(self, seed: int, mean: float) -> None:
+        super().__init__()
+        self.body = Perceptron(seed)
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(0.3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body((x - self.mean) / self.std)
+
+
+def test_equal_buffers_that_normalise_the_input_leave_all_channels_apart():
+    """The mean of equal ones is what both have; where one of them differs, the child is not the ensemble."""
+    batch = torch.randn(4, 1, 8, 8)
+    parents = [Normalising(seed, 0.2).eval() for seed in (0, 1, 2)]
+    child = fuse(Parents(parents, example=batch[:1]), BY_WEIGHTS).child
+    with torch.no_grad():
+        torch.testing.assert_close(child(batch), sum(parent(batch) for parent in parents) / 3, rtol=1e-5, atol=1e-5)
+    parents[2] = Normalising(2, 0.4).eval()
+    with pytest.raises(GroupError, match=r"would not be the ensemble.*mean"):
+        fuse(Parents(parents, example=batch[:1]), BY_WEIGHTS)
+
+
 def test_what_is_not_linear_in_the_logits_is_refused():
     parents = [nn.Sequential(Perceptron(seed), nn.Softmax(1)).eval() for seed in (0, 1)]
     with pytest.raises(GroupError, match="the output"):
