@@ -54,6 +54,9 @@ def read_named(
     words *= len(paths) // len(words)
     trusted = _trusted(paths, trust or ())
     cards = [read_card(path) for path in paths]
+    for path, card, text in zip(paths, cards, words, strict=True):
+        if path in trusted:
+            _check_trust(path, card, text, options.data)
     _check_keys(paths, key)
     keys = list(key or (None,)) * (len(paths) if len(key or (None,)) == 1 else 1)
     architectures = tuple(
@@ -129,6 +132,20 @@ def _trusted(paths: Sequence[Path], trust: Sequence[Path]) -> set[Path]:
         if not any(path.resolve() == own.resolve() for own in paths):
             raise CheckpointError(f"--trust {path} is none of the files that are read: give the name of one of them")
     return {own for own in paths if any(path.resolve() == own.resolve() for path in trust)}
+
+
+def _check_trust(path: Path, card: Card | None, arch: str | None, data: str | None) -> None:
+    """Raise `CheckpointError` where nothing is taken from the card of a trusted file."""
+    if card is None:
+        raise CheckpointError(
+            f"--trust {path} has nothing to trust, as the file names no network and no data: leave it out"
+        )
+    of_data = data is None and card.data is not None and card.data not in DATA_SETS
+    if arch is not None and not of_data:
+        instead = "--arch" if data is None else "--arch and --data"
+        raise CheckpointError(
+            f"--trust {path} does nothing beside {instead}, which stand for what the file says: leave out one of them"
+        )
 
 
 def _by_tensors(path: Path, key: str | None) -> str:

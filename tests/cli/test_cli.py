@@ -91,7 +91,9 @@ class Place:
         given = [str(p) for p in (self.parents if parents is None else parents)]
         out = ["--out", str(self.folder / "child.safetensors")]
         recipe = ["--calibration", "32", "--batch-size", "16", "--refit", "none"]
-        return main([command, *given, *trust(*given), *recipe, *out, *map(str, arguments)])
+        named = {"--arch", "--data"} <= set(arguments)
+        trusted = () if named else [file for file in given if not file.endswith(".pth")]
+        return main([command, *given, *trust(*trusted), *recipe, *out, *map(str, arguments)])
 
 
 def trust(*paths: object) -> list[str]:

@@ -53,6 +53,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "cut.safetensors").write_bytes((folder / "good.safetensors").read_bytes()[:-4])
     header = json.dumps({"__metadata__": {"depfuse_card": "{}"}}).encode()
     (folder / "card.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (folder / "bare.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     other = Card(architecture="resnet20")
     write_checkpoint(folder / "other.safetensors", {"w": torch.ones(2)}, other)
     wide = Card(architecture="digits_resnet(width=2)")
@@ -102,6 +104,9 @@ MISTAKES = {
     f"eval {GOOD} --data digits --mean x": "--mean 'x' must be numbers",
     f"eval {GOOD} --data digits --arch resnet19": "there is no built-in network resnet19",
     f"eval {GOOD} --data digits --trust other.pt": "--trust other.pt is none of the files that are read",
+    f"eval {GOOD} --data digits --arch digits_resnet --trust {GOOD}": "does nothing beside --arch and --data",
+    f"eval {GOOD} --arch digits_resnet --trust {GOOD}": "does nothing beside --arch",
+    "eval bare.safetensors --data digits --trust bare.safetensors": "has nothing to trust",
     f"eval {GOOD} --data digits --report {GOOD}": "would overwrite an input",
     f"eval {GOOD} --data images.npz --report images.npz": "would overwrite an input",
     f"match {PAIR} --preset recipe.yaml --report recipe.yaml": "would overwrite an input",
