@@ -190,6 +190,9 @@ def _run(words: list[str]) -> int:
         except (KeyboardInterrupt, typer.Abort):
             status = 130
         except OSError as error:
+            if error.filename is not None and error.errno in _UNREACHABLE:
+                complain(f"{error.filename}: {error.strerror}")
+                return 2
             if error.filename is not None or error.errno not in _UNWRITABLE:
                 raise
             sys.stdout = _nowhere()  # at its end Python would try again
@@ -205,6 +208,7 @@ def _nowhere() -> io.TextIOBase:
 
 
 _UNWRITABLE = (errno.ENOSPC, errno.EIO, errno.EBADF)
+_UNREACHABLE = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM)  # of a name on the command line, wherever it is read
 
 
 def _load(place: str) -> Callable[..., None]:

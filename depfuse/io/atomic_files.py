@@ -17,8 +17,8 @@ from depfuse.errors import CheckpointError
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which replaces `path` when the block succeeds.
 
-    The folder is created where it does not exist. On any failure the file at `path` stays as it was, and no temporary
-    file is left.
+    The folder is created where it does not exist, and a link is followed. On any failure the file at `path` stays as it
+    was, and no temporary file is left.
 
     Raises
     ------
@@ -27,13 +27,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(path)
+        place = Path(os.path.realpath(path))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(place)
         try:
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            temporary.replace(place)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -58,7 +59,7 @@ def replacing_files(folder: str | Path, last: str) -> Iterator[Path]:
     folder = Path(folder)
     if folder.is_file():
         raise CheckpointError(f"{folder} cannot be written: it is a file, and a folder is wanted")
-    temporary = _temporary(folder.absolute())
+    temporary = _temporary(Path(os.path.realpath(folder)))
     try:
         with _writing(folder / last):
             temporary.mkdir(parents=True)
@@ -78,11 +79,12 @@ def replacing_files(folder: str | Path, last: str) -> Iterator[Path]:
 def check_writable(path: str | Path) -> None:
     """Raise `CheckpointError` unless a file can be written at `path`; call it before long work."""
     path = Path(path)
-    folder = path.absolute().parent
-    while not folder.exists():  # `replacing` makes the folders that are missing
-        folder = folder.parent
     with _writing(path):
-        probe = _temporary(folder / path.name)
+        place = Path(os.path.realpath(path))
+        folder = place.parent
+        while not folder.exists():  # `replacing` makes the folders that are missing
+            folder = folder.parent
+        probe = _temporary(folder / place.name)
         probe.touch()
         probe.unlink()
 
@@ -90,8 +92,10 @@ def check_writable(path: str | Path) -> None:
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """Turn any error of writing a file into a `CheckpointError`."""
-    if path.is_dir():
-        raise CheckpointError(f"{path} cannot be written: it is a folder")
+    # A file that takes its place would end a device, such as /dev/null, for every program. os.path raises nothing.
+    if os.path.exists(path) and not os.path.isfile(path):
+        what = "it is a folder" if os.path.isdir(path) else "it is a device or a pipe, and a file is wanted"
+        raise CheckpointError(f"{path} cannot be written: {what}")
     try:
         yield
     except OSError as error:

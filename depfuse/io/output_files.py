@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -56,12 +57,12 @@ def check_model_card(name: str, folder: Path) -> None:
 
 def is_pickled(path: Path) -> bool:
     """Tell whether a network is written by torch.save, as other programs read it."""
-    return path.suffix in PICKLED and not path.is_dir()
+    return path.suffix in PICKLED and not os.path.isdir(path)
 
 
 def is_folder(path: Path) -> bool:
     """Tell whether a network is written as a folder: it is one, or has no ending, and not a file's."""
-    return path.suffix != ".safetensors" and (path.is_dir() or path.suffix == "")
+    return path.suffix != ".safetensors" and (os.path.isdir(path) or path.suffix == "")
 
 
 def weights_in(path: Path) -> Path:

@@ -70,6 +70,28 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_done(
     assert {path: path.read_bytes() for path in place.folder.iterdir() if path.is_file()} == before
 
 
+@pytest.mark.parametrize("words", [
+    ["fuse", "{a}", "{long}", "--data", "{data}"],
+    ["fuse", "{a}", "{b}", "--arch", "{arch}", "--data", "{long}"],
+    ["fuse", "{a}", "{b}", "--data", "{data}", "--out", "{long}"],
+    ["fuse", "{a}", "{b}", "--data", "{data}", "--out", "{long}.safetensors"],
+    ["fuse", "{a}", "{b}", "--data", "{data}", "--preset", "{long}"],
+    ["groups", "{long}"],
+    ["inspect", "{long}"],
+    ["report", "{long}"],
+    ["demo", "--out", "{long}"],
+])  # fmt: skip
+def test_a_name_that_is_too_long_for_a_file_is_one_sentence(
+    place: Place, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    names = {"a": place.parents[0], "b": place.parents[1], "data": place.data, "arch": place.arch, "long": "x" * 300}
+    assert main([word.format(**names) for word in words]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("depfuse: ")
+    assert said.count("\n") == 1
+    assert "ame too long" in said
+
+
 def test_output_that_is_closed_or_full_is_no_traceback(tmp_path: Path) -> None:
     """Nobody reads what is closed; a disk without room is said."""
     words = [sys.executable, "-m", "depfuse"]

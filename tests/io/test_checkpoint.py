@@ -337,6 +337,34 @@ def test_paths_that_cannot_be_written_are_named(tmp_path: Path, network: nn.Modu
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_device_or_pipe_is_not_replaced_by_a_file(tmp_path: Path, network: nn.Module) -> None:
+    pipe, link = tmp_path / "pipe.safetensors", tmp_path / "link.safetensors"
+    os.mkfifo(pipe)
+    link.symlink_to(os.devnull)
+    for path in (pipe, link, Path(os.devnull)):
+        with pytest.raises(CheckpointError, match="cannot be written: it is a device or a pipe"):
+            check_writable(path)
+        with pytest.raises(CheckpointError, match="cannot be written: it is a device or a pipe"):
+            write_checkpoint(path, network.state_dict(), Card(architecture=ARCH))
+    assert pipe.is_fifo()
+    assert link.is_char_device()
+
+
+def test_a_link_is_followed(tmp_path: Path, network: nn.Module) -> None:
+    (tmp_path / "storage").mkdir()
+    link = tmp_path / "net.safetensors"
+    for file in ("new", "there"):
+        place = tmp_path / "storage" / file
+        link.unlink(missing_ok=True)
+        link.symlink_to(place)
+        check_writable(link)
+        write_checkpoint(link, network.state_dict(), Card(architecture=ARCH))
+        write_checkpoint(link, network.state_dict(), Card(architecture=ARCH))
+        assert link.is_symlink()
+        assert same(read_checkpoint(place).state, network.state_dict())
+    assert sorted(entry.name for entry in (tmp_path / "storage").iterdir()) == ["new", "there"]
+
+
 def test_checking_writes_nothing(tmp_path: Path) -> None:
     check_writable(tmp_path / "net.safetensors")
     check_writable(tmp_path / "new" / "folder" / "net.safetensors")
