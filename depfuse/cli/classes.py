@@ -179,6 +179,7 @@ def of_known_classes(
     places = {one: place for place, name in enumerate(data.classes) for one in (place, name)}
     if any(one not in places for one in first) or len(first) == len(data.classes):
         return data, None
+    _check_first(data, len(first), paths[0])
     numbers = [places[one] for one in first]
     ordered = sorted(numbers)
     kept = torch.nonzero(torch.isin(test.labels, torch.tensor(ordered)))[:, 0]
@@ -247,6 +248,7 @@ def _places(
     """Find the output of each class of the data."""
     count = len(data.classes)
     if outputs < count:
+        _check_first(data, outputs, path)
         raise DataError(
             f"{path} has {outputs} outputs, but the labels name {count} classes, so that labels from {outputs} on are"
             " out of range: say which labels each parent knows with --classes, once per parent"
@@ -266,6 +268,17 @@ def _places(
         f"{path} has {outputs} outputs and {data.name} {count} classes, such as {data.classes[0]}, and nothing says"
         " which output is which: name all outputs in order with --classes, once per network, like --classes cat,dog"
     )
+
+
+def _check_first(data: DataSet, outputs: int, path: Path) -> None:
+    """Raise `DataError` where labels are numbers from 1 on, as many as there are outputs."""
+    labels = [split.required_labels for split in (data.train, data.test) if split and split.of_classes]
+    least = min((int(one.min()) for one in labels if len(one)), default=0)
+    if not data.by_name and least == 1 and len(data.classes) == outputs + 1:
+        raise DataError(
+            f"the labels of {data.name} are 1 to {outputs}, and the outputs of {path} stand for 0 to {outputs - 1}:"
+            " subtract 1 from each label"
+        )
 
 
 def _say_the_order(data: DataSet, path: Path) -> None:

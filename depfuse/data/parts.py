@@ -15,7 +15,7 @@ from torch import Tensor
 from depfuse.data.draws import order_of_class
 from depfuse.data.masks import MaskFiles
 from depfuse.data.preprocessing import Preprocessing
-from depfuse.data.tensors import MOST_CLASSES, DataSet, Split, checked_data_set
+from depfuse.data.tensors import MOST_CLASSES, DataSet, Split, check_count, checked_data_set
 from depfuse.errors import DataError, DepfuseWarning
 from depfuse.text import counted
 
@@ -92,6 +92,7 @@ def data_set_of(
     tested = None if test is None else _as_split(name, test, names)
     labels_of_both = None if names is None and all(part.labels is None for part in parts_there) else names
     if split is not None and test is None and whole is train and split.labels is not None:
+        check_count(name, "training", split)
         split, tested = _divided(name, split)
     by_name = by_name or (classes is None and names is not None)
     return checked_data_set(name, labels_of_both, split, tested, preprocessing, by_name=by_name)

@@ -205,10 +205,7 @@ def checked_data_set(
     for part, split in parts.items():
         if len(split.images) == 0:
             raise DataError(f"{name}: there are no {part} images")
-        if split.labels is not None and len(split.images) != len(split.labels):
-            raise DataError(
-                f"{name}: {len(split.images)} {part} images but {len(split.labels)} labels: there must be one per image"
-            )
+        check_count(name, part, split)
         if 0 in split.images.shape[1:]:
             raise DataError(f"{name}: {part} images of shape {tuple(split.images.shape[1:])} have no pixels")
         if _some_classes(split) and (least := int(split.required_labels.min())) < 0:
@@ -238,6 +235,14 @@ def checked_data_set(
     if preprocessing.size is not None:
         preprocessing.check_size(*train.images.shape[2:])
     return DataSet(name, classes, train, test, preprocessing, by_name)
+
+
+def check_count(name: str, part: str, split: Split) -> None:
+    """Raise `DataError` unless there is a label for each image, or none at all."""
+    if split.labels is not None and len(split.images) != len(split.labels):
+        raise DataError(
+            f"{name}: {len(split.images)} {part} images but {len(split.labels)} labels: there must be one per image"
+        )
 
 
 def _some_classes(split: Split) -> bool:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from depfuse.data.batches import as_loader
@@ -26,6 +25,7 @@ from depfuse.networks.forward import Call, Called, Example
 from depfuse.networks.precision import in_full_precision
 from depfuse.recipe import Recipe
 from depfuse.recipe.presets import as_recipe
+from depfuse.tasks.batch_inputs import as_labels
 from depfuse.tasks.label_kinds import are_classes
 from depfuse.tasks.selection import ScoresFunction
 
@@ -130,7 +130,7 @@ def as_test_loader(source: CalibrationLike, like: nn.Module, labels: LabelsLike 
     loader = as_loader(source, like, images=sys.maxsize, call=call, scored=True)
     check_input(like, fit_example(loader.example(), like))
     if labels is not None:
-        given = torch.as_tensor(labels)
+        given = as_labels(labels)
         if given.dim() == 0 or len(given) != loader.count:
             count = len(given) if given.dim() else 1
             raise DataError(f"{count} labels for {loader.count} test samples: give one for each")
@@ -143,7 +143,7 @@ def _are_labels(second: object, first: object) -> bool:
     """Tell whether the second of two arrays holds a whole number for each sample of the first."""
     if not all(isinstance(part, (Tensor, np.ndarray)) for part in (first, second)):
         return False
-    labels = torch.as_tensor(second)
+    labels = as_labels(second)
     return are_classes(labels) and len(labels) == len(first)  # type: ignore[arg-type]
 
 

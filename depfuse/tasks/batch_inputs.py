@@ -105,16 +105,38 @@ def as_tensor(value: Any) -> Tensor:
     Raises
     ------
     DataError
-        It is neither, or holds no numbers.
+        It is neither, or holds no numbers, or not everywhere.
     """
     if isinstance(value, Tensor):
+        if value.is_meta:
+            raise DataError("a tensor of the data is on the meta device, where none has values: load it first")
         return value.detach() if value.layout == torch.strided else value.detach().to_dense()
     if isinstance(value, np.ndarray):
-        try:
-            return torch.from_numpy(np.ascontiguousarray(value))
+        if np.ma.is_masked(value):
+            raise DataError("an array of the data has masked entries: fill them, or leave their samples out")
+        plain = np.ascontiguousarray(value)
+        try:  # torch knows the byte order of this machine alone
+            return torch.from_numpy(plain.astype(plain.dtype.newbyteorder("="), copy=False))
         except TypeError as error:
             raise DataError(f"an array of type {value.dtype} holds no numbers that a network takes") from error
     raise DataError(f"a batch holds {kind_of(value)} where a tensor is wanted: {BY_CALL}")
+
+
+def as_labels(value: Any) -> Tensor:
+    """Convert labels (N, ...) of all samples: whole numbers to int64, others to float32.
+
+    Raises
+    ------
+    DataError
+        They are no numbers.
+    """
+    try:
+        given = as_tensor(value) if isinstance(value, np.ndarray) else torch.as_tensor(value)
+    except (DataError, TypeError, ValueError, RuntimeError):
+        raise DataError(
+            "the labels are no numbers: give a whole number for each sample, 0 for the first output of the networks"
+        ) from None
+    return _in_one_type(given)
 
 
 def _of_mapping(batch: Mapping[str, Any], takes: Signature) -> Example:
@@ -155,10 +177,12 @@ def _of_sequence(batch: Sequence[Any], takes: Signature) -> tuple[Example, Tenso
 
 def _labels(value: Any) -> Tensor | None:
     """Labels (N, ...) where that is what a value is: whole numbers in int64, others in float32."""
-    found = torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind in "iufb" else value
-    if not isinstance(found, Tensor) or found.dim() == 0 or found.is_complex():
-        return None
-    return found.detach().float() if found.is_floating_point() else found.detach().long()
+    found = as_tensor(value) if isinstance(value, np.ndarray) and value.dtype.kind in "iufb" else value
+    return _in_one_type(found) if isinstance(found, Tensor) and found.dim() and not found.is_complex() else None
+
+
+def _in_one_type(labels: Tensor) -> Tensor:
+    return labels.detach().float() if labels.is_floating_point() else labels.detach().long()
 
 
 def kind_of(value: Any) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from depfuse.errors import DataError
+from depfuse.tasks.batch_inputs import as_labels
 
 if TYPE_CHECKING:
     from depfuse.tasks.task import Task
@@ -38,7 +39,7 @@ def fitted_classes(labels: Tensor, outputs: Tensor) -> Tensor:
     labels = fitted(labels, outputs.shape[:1])
     fits = outputs.dim() == 2 and labels.shape == outputs.shape[:1] and are_classes(labels)
     check_labels(fits, outputs, labels, "labels of images, whole numbers (N,)")
-    return labels
+    return labels.long()
 
 
 def fitted_places(labels: Tensor, outputs: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ def labels_for(task: Task, labels: Any, outputs: Tensor) -> Tensor:
     DataError
         They do not fit the outputs: by shape, type or range; or one is not finite.
     """
-    given = torch.as_tensor(labels)
+    given = as_labels(labels)
     if given.is_floating_point() and given.dim() and not bool(given.isfinite().all()):
         number = int((~given.isfinite()).reshape(len(given), -1).any(1).nonzero()[0, 0])
         raise DataError(f"the labels of sample {number} are not finite: leave such samples out")

@@ -272,6 +272,21 @@ def test_classes_of_a_folder_are_found_by_number_or_refused(images, digits: Data
     assert read_report(Path("w.json")).networks[0].accuracy > 0.95
 
 
+@pytest.mark.parametrize("carded", [True, False])
+@pytest.mark.parametrize("command", ["eval", "fuse"])
+def test_labels_that_count_from_one_are_one_sentence(images, digits: DataSet, capsys, command, carded: bool) -> None:
+    """They were taken for 11 classes, of which the network knows all but the last: 0 % were right."""
+    np.savez("a.npz", x_test=images, y_test=digits.test.labels.numpy()[:200] + 1, x_train=images)
+    files = [FIRST, SECOND]
+    if not carded:
+        for number, file in enumerate(files):
+            torch.save(read_checkpoint(Path(file)).state, f"{number}.pt")
+        files = ["0.pt", "1.pt", "--arch", "digits_resnet(width=1.25)"]
+    files = [files[0], *files[2:]] if command == "eval" else files
+    code = main([command, *files, "--data", "a.npz", *NORMALISED])
+    assert_one_sentence(capsys, code, "the labels of a.npz are 1 to 10, and the outputs of", "subtract 1")
+
+
 def test_numbers_of_classes_are_those_of_the_outputs_in_their_order(images, capsys) -> None:
     """Outputs that stand for 9, 8, ..., 0 are no outputs for 0, 1, ..., 9, whether of a parent or of the child."""
     files = []

@@ -112,6 +112,8 @@ def test_sixteen_bits_mean_the_same_as_eight(tmp_path: Path) -> None:
         ({"a": LABELS}, "no array of images"),
         ({"photo": np.zeros((20, 30, 3), np.uint8)}, "is one image"),
         ({"x": IMAGES, "a": LABELS, "b": LABELS}, "either may be the labels"),
+        ({"x": IMAGES, "y": LABELS[:-1]}, "10 training images but 9 labels: there must be one per image"),
+        ({"x": IMAGES, "y": np.append(LABELS, 0)}, "10 training images but 11 labels: there must be one per image"),
         ({"x_train": IMAGES, "y_train": np.array(["cow"] * 10), "classes": np.array(["ant"])}, "'cow' is none of"),
     ],
 )

@@ -227,7 +227,8 @@ def test_networks_without_plain_weights_are_refused_in_words(kind: str, message:
 
 
 def test_arrays_of_several_kinds(wanted: Tensor) -> None:
-    assert torch.equal(child(RESET, IMAGES.numpy().astype(np.float64)), wanted)
+    for kind in (np.float64, np.dtype(">f4"), np.dtype(">f8")):
+        assert torch.equal(child(RESET, IMAGES.numpy().astype(kind)), wanted)
 
 
 @pytest.mark.parametrize(
@@ -264,6 +265,33 @@ def test_labels_may_be_a_list(wanted: Tensor) -> None:
     found = result.comparison((IMAGES, labels))
     assert isinstance(found, Comparison)
     assert found.child == result.comparison((IMAGES, torch.tensor(labels))).child
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, np.dtype(">i4"), np.uint16, torch.uint8, torch.int16])
+def test_labels_may_be_whole_numbers_of_any_kind(kind: Any) -> None:
+    whole = torch.arange(60) % 4
+    labels = whole.to(kind) if isinstance(kind, torch.dtype) else whole.numpy().astype(kind)
+    result = fuse(PARENTS, RESET, IMAGES)
+    wanted = result.comparison(IMAGES, whole)
+    for found in (result.comparison(IMAGES, labels), result.comparison((IMAGES, labels))):
+        assert isinstance(found, Comparison)
+        assert found.child == wanted.child
+    split = Split(IMAGES, labels if isinstance(kind, torch.dtype) else torch.from_numpy(labels.astype(int)))
+    assert result.comparison(Loader(split, batch_size=20)).child == wanted.child
+
+
+def test_labels_that_are_no_numbers_are_one_sentence() -> None:
+    result = fuse(PARENTS, RESET, IMAGES)
+    for labels in (["cat"] * 60, [[1], [2, 3]], np.array(["cat"] * 60)):
+        with pytest.raises(DataError, match="the labels are no numbers: give a whole number for each sample"):
+            result.comparison(IMAGES, labels)
+
+
+def test_arrays_without_values_are_one_sentence() -> None:
+    masked = np.ma.masked_less(IMAGES.numpy(), 0)
+    for data, message in ((IMAGES.to("meta"), "meta device"), (masked, "masked entries: fill them")):
+        with pytest.raises(DataError, match=message):
+            fuse(PARENTS, RESET, data)
 
 
 @pytest.mark.parametrize(
