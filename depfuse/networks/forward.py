@@ -1,7 +1,7 @@
 """Calls of a network: by one tensor, by several inputs, or by a function of the user's.
 
-An output whose only entry is `logits`, as transformers' networks for classification have, is that tensor. Data classes
-among outputs are made known to torch's pytrees, so that all their tensors are seen.
+An output whose only entry is `logits`, as transformers' networks for classification have, is that tensor. Data classes,
+mappings and other objects among outputs are made known to torch's pytrees, so that all their tensors are seen.
 """
 
 from __future__ import annotations
@@ -89,35 +89,50 @@ def run_with(model: nn.Module, state: Mapping[str, Tensor], example: Example, *,
 
 def _logits(output: Any) -> Any:
     """Take the logits of an output that has nothing beside them; any other stays."""
-    _know_data_classes(output)
+    _know_classes(output)
     return output["logits"] if isinstance(output, Mapping) and list(output) == ["logits"] else output
 
 
-def _know_data_classes(output: Any) -> None:
-    """Register the classes of an output's data classes as nodes of pytrees, those within each other, too."""
-    if isinstance(output, Tensor):
-        return
-    for leaf in tree_leaves(output):
-        kind = type(leaf)
-        if is_dataclass(kind) and kind not in SUPPORTED_NODES:
-            names = tuple(field.name for field in fields(kind))
-            register_pytree_node(
-                kind,
-                partial(_entries_of, names),
-                partial(_data_class, kind),
-            )
-            _know_data_classes(leaf)
+def _know_classes(output: Any, seen: set[int] | None = None) -> None:
+    """Register the classes of an output's objects that hold tensors as nodes of pytrees, those within others, too."""
+    seen = set() if seen is None else seen
+    for leaf in [] if isinstance(output, Tensor) else tree_leaves(output):
+        kind, held = type(leaf), getattr(leaf, "__dict__", {})
+        if kind in SUPPORTED_NODES or id(leaf) in seen or isinstance(leaf, (Tensor, nn.Module, type)):
+            continue
+        seen.add(id(leaf))
+        if is_dataclass(kind):
+            named = tuple(field.name for field in fields(kind))
+            register_pytree_node(kind, partial(_entries_of, named), partial(_object, kind))
+            _know_classes(leaf, seen)
+        elif isinstance(leaf, dict):
+            register_pytree_node(kind, lambda own: (list(own.values()), tuple(own)), partial(_dictionary, kind))
+            _know_classes(leaf, seen)
+        elif held:
+            values = list(held.values())
+            _know_classes(values, seen)
+            if any(isinstance(value, Tensor) for value in tree_leaves(values)) and kind not in SUPPORTED_NODES:
+                register_pytree_node(
+                    kind, lambda own: (list(vars(own).values()), tuple(vars(own))), partial(_object, kind)
+                )
 
 
 def _entries_of(names: Sequence[str], own: Any) -> tuple[list[Any], Any]:
     return [getattr(own, name, None) for name in names], names
 
 
-def _data_class(kind: type, values: Iterable[Any], names: Sequence[str]) -> Any:
-    """Build an object of a data class without running its code."""
+def _object(kind: type, values: Iterable[Any], names: Sequence[str]) -> Any:
+    """Build an object of a class without running its code."""
     built: Any = object.__new__(kind)
     for name, value in zip(names, values, strict=True):
         object.__setattr__(built, name, value)
+    return built
+
+
+def _dictionary(kind: type, values: Iterable[Any], keys: Sequence[Any]) -> Any:
+    """Build a dictionary of a class of its own without running its code."""
+    built: Any = dict.__new__(kind)
+    dict.update(built, zip(keys, values, strict=True))
     return built
 
 

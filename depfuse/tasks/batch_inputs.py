@@ -72,9 +72,10 @@ class Signature:
 def split_batch(batch: Any, takes: Signature) -> tuple[Example, Tensor | None]:
     """Divide a batch into the inputs of a network and the labels, where there are any.
 
-    A tensor or array is the input. Of a tuple or list the first entry is, or as many as `forward` requires; of a
-    mapping or data class the entries that `forward` has parameters for, else the only one that is no label, or that is
-    called as inputs are (`INPUTS`).
+    A tensor or array is the input. Of a tuple or list the first entry is, or as many as `forward` requires, or all of a
+    tuple in its first place, as in ((image, row), label), where `forward` takes them; of a mapping or data class the
+    entries that `forward` has parameters for, else the only one that is no label, or that is called as inputs are
+    (`INPUTS`).
 
     Raises
     ------
@@ -171,8 +172,20 @@ def _of_sequence(batch: Sequence[Any], takes: Signature) -> tuple[Example, Tenso
     if isinstance(first, Mapping):
         return _of_mapping(first, takes), _labels(next(iter(rest), None))
     if isinstance(first, (tuple, list)) and first:  # (image,), or views of one image
+        if _are_several(first, takes):
+            return tuple(map(as_tensor, first)), _labels(next(iter(rest), None))
         first = first[0]
     return as_tensor(first), _labels(next(iter(rest), None))
+
+
+def _are_several(first: Sequence[Any], takes: Signature) -> bool:
+    """Tell whether what stands in the place of one input are several, of which all but one have a default.
+
+    Views of one image have its shape.
+    """
+    if not 1 < len(first) <= len(takes.names) or not all(isinstance(one, (Tensor, np.ndarray)) for one in first):
+        return False
+    return len({tuple(one.shape) for one in first}) > 1
 
 
 def _labels(value: Any) -> Tensor | None:

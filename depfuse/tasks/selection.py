@@ -239,12 +239,14 @@ def _entries(output: Any) -> dict[Any, Any]:
         return dict(enumerate(output))
     if dataclasses.is_dataclass(output):
         return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
-    return {}
+    return dict(getattr(output, "__dict__", {}))
 
 
 def _has_fields(output: Any) -> bool:
-    """Tell whether the entries of an output are attributes: of a named tuple, or of a dataclass that is no mapping."""
-    return not isinstance(output, Mapping) and (hasattr(output, "_fields") or dataclasses.is_dataclass(output))
+    """Tell whether the entries of an output are attributes: of a named tuple, or of any object that is no mapping."""
+    if isinstance(output, (tuple, list)):
+        return hasattr(output, "_fields")
+    return not isinstance(output, Mapping)
 
 
 def _selections(network: nn.Module) -> list[int]:

@@ -227,6 +227,31 @@ def test_batches_of_several_types_are_of_the_networks_and_empty_ones_are_passed_
     assert torch.equal(loader.images, IMAGES)
 
 
+class Scaled(nn.Module):
+    """An image, and numbers that may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(3, 4, 3), nn.Linear(5, 4)
+
+    def forward(self, image: Tensor, numbers: Tensor | None = None) -> Tensor:
+        found = self.conv(image).mean((2, 3))
+        return found if numbers is None else found * self.scale(numbers)
+
+
+def test_inputs_beside_labels_are_all_given_though_some_may_be_left_out() -> None:
+    images, numbers, labels = torch.rand(6, 3, 8, 8), torch.rand(6, 5), torch.arange(6)
+    batches = [((images[part], numbers[part]), labels[part]) for part in (slice(0, 4), slice(4, 6))]
+    samples = [((image, row), int(label)) for image, row, label in zip(images, numbers, labels, strict=True)]
+    for data in (batches, samples, DataLoader(samples, batch_size=3)):
+        loader = as_loader(data, Scaled())
+        assert torch.equal(loader.images[0], images)
+        assert torch.equal(loader.images[1], numbers)
+        assert torch.equal(loader.labels, labels)
+    views = as_loader([((images, images.flip(3)), labels)], Scaled())
+    assert torch.equal(views.images, images)
+
+
 def test_an_input_that_is_taken_by_its_name_alone_is_given_by_it() -> None:
     class Named(Plain):
         def forward(self, *, pixels: Tensor, labels: Any = None) -> Tensor:

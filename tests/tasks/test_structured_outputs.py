@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import UserDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,6 +137,20 @@ class Scored:
     names: tuple[str, ...] = ()
 
 
+class Named(dict[str, Any]):
+    """A dictionary with its keys as attributes, as many libraries have one."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
+class Own:
+    """An object of a class of the user's."""
+
+    def __init__(self, scores: Tensor) -> None:
+        self.scores, self.names = scores, ()
+
+
 class Shaped(Structured):
     """Class scores, given in another form."""
 
@@ -161,8 +177,11 @@ def shaped(form: Callable[[Tensor], Any]) -> list[nn.Module]:
         lambda y: {"first": [Scored(y)], "count": 3},
         lambda y: (y, y.mean()),  # a loss is no output of an image
         lambda y: {"a": {"b": [(y,)]}, "chosen": y.argmax(1)},
+        lambda y: Named(logits=y, loss=None),
+        lambda y: UserDict(out=Own(y)),
+        lambda y: SimpleNamespace(scores=y),
     ],
-    ids=["data class", "nested", "with a loss", "deep"],
+    ids=["data class", "nested", "with a loss", "deep", "dictionary of its own", "objects", "namespace"],
 )
 @pytest.mark.parametrize("task", [None, "classes"])
 def test_the_one_tensor_that_counts_is_found_in_any_structure(form: Callable[[Tensor], Any], task: str | None) -> None:
