@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,14 +44,17 @@ class LabelSets:
     others: tuple[int, ...] = ()
 
     @classmethod
-    def create(cls, sets: Sequence[Sequence[int]]) -> LabelSets:
-        """Check the labels and make them label sets.
+    def create(cls, sets: Sequence[Sequence[int] | Tensor]) -> LabelSets:
+        """Check the labels and make them label sets; those of a parent may be a list, an array or a tensor.
 
         Raises
         ------
         RecipeError
-            A parent has no label, or one label twice.
+            A parent has no label, or one label twice, or these are no lists.
         """
+        if not isinstance(sets, Iterable) or not all(isinstance(labels, Iterable) for labels in sets):
+            raise RecipeError("`labels` must be a list for each parent: the labels of its outputs, in their order")
+        sets = [labels.tolist() if hasattr(labels, "tolist") else tuple(labels) for labels in sets]
         for number, labels in enumerate(sets, start=1):
             if not labels or len(set(labels)) != len(labels):
                 raise RecipeError(f"the labels of parent {number} must be one or more, each of them once: {labels}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import cast
 
 from torch import nn
@@ -15,6 +15,7 @@ from depfuse.errors import RecipeError
 from depfuse.fusion.widths import shapes_of
 from depfuse.groups import ChannelGroups
 from depfuse.networks.forward import Example
+from depfuse.tasks.batch_inputs import kind_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +58,18 @@ class Parents:
 
     @classmethod
     def of(cls, parents: Iterable[nn.Module] | Parents) -> Parents:
-        """Take networks of which nothing else is known, or parents as they are."""
+        """Take networks of which nothing else is known, or parents as they are.
+
+        Raises `RecipeError` where these are no networks in an order, or what is known of them is something else.
+        """
         if isinstance(parents, Parents):
-            return parents
+            if not isinstance(parents.template, nn.Module | None):
+                raise RecipeError(f"`template` is {kind_of(parents.template)}: give a network of the child's shapes")
+            if not isinstance(parents.groups, ChannelGroups | None):
+                raise RecipeError(f"the groups are {kind_of(parents.groups)}: give what find_groups found")
+            return replace(parents, models=cls.of(parents.models).models)
+        if isinstance(parents, Set) or not isinstance(parents, (Iterable, nn.Module)):
+            raise RecipeError(f"the parents are {kind_of(parents)}: give a list of two or more networks")
         return cls(list(parents) if isinstance(parents, Iterator) else cast("Sequence[nn.Module]", parents))
 
     @property

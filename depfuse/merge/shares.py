@@ -56,7 +56,10 @@ class Shares:
             return shares
         if isinstance(shares, (str, Mapping, Set)) or not isinstance(shares, Iterable):
             raise RecipeError(f"shares {shares!r} are no sequence of numbers: give one per parent, such as (0.3, 0.7)")
-        return cls(tuple(shares))
+        try:
+            return cls(tuple(map(float, shares)))
+        except (TypeError, ValueError):
+            raise RecipeError(f"shares {shares!r} are no numbers: give one per parent, such as (0.3, 0.7)") from None
 
     @classmethod
     def of_parts(cls, network: Sequence[float], part_of: Mapping[str, str]) -> Shares:

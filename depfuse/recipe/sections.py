@@ -12,6 +12,7 @@ from depfuse.recipe.criteria import CRITERIA, DISTANCES_TRIED, Activations, Crit
 from depfuse.recipe.fields import Between, Choice, OneOf, Ratios, Registry, Section, setting
 from depfuse.recipe.solvers import SOLVERS, Emd, Solver, facts, serving
 from depfuse.recipe.starts import ActivationsStart
+from depfuse.text import counted
 
 MOST_PASSES = 100_000  # over images; of any more a digit too many was typed
 
@@ -188,7 +189,7 @@ class Merge(Section):
         if self.weights is None:
             return (1.0 / parents,) * parents
         if len(self.weights) != parents:
-            raise RecipeError(f"{len(self.weights)} weights for {parents} parents: give one per parent")
+            raise RecipeError(f"{counted(len(self.weights), 'weight')} for {parents} parents: give one per parent")
         return self.weights
 
 

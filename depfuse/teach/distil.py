@@ -22,6 +22,8 @@ from depfuse.data.loader import Loader
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.targets import TEMPERATURE
 from depfuse.errors import ArchitectureError, DepfuseWarning
+from depfuse.models.inputs import check_input
+from depfuse.networks.copying import fit_example
 from depfuse.networks.forward import Call
 from depfuse.progress import named
 from depfuse.recipe.sections import Train
@@ -136,7 +138,7 @@ class Distillation:
         return replace(self, data=replace(self.data, train=replace(self.data.train, mirrored=allowed)))
 
     def check(self, model: nn.Module, task: Task | None, settings: Train) -> None:
-        """Raise `DataError` where labels that are to be learned do not fit a network, and say what is not augmented.
+        """Raise `DataError` where images or labels do not fit a network, and say what is not augmented.
 
         Parameters
         ----------
@@ -147,6 +149,7 @@ class Distillation:
         settings
             What is learned.
         """
+        check_input(model, fit_example(self.data.example(), model))
         if settings.finetune:
             labels_to_learn(self.data, model, task or CLASSES)
         if not self.data.train.pictures:

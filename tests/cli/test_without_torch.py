@@ -130,7 +130,7 @@ MISTAKES = {
     f"fuse {PAIR} --preset fast --set preset=best": "give --preset best instead of --set",
     f"fuse {PAIR} --preset fast --set calibration.mirror=true": "it needs train.distil above 0, not 0",
     f"fuse {PAIR} --weights 0.5,0.6": "they must sum to 1",
-    f"fuse {PAIR} --weights 1": "1 weights for 2 parents",
+    f"fuse {PAIR} --weights 1": "1 weight for 2 parents",
     f"fuse {PAIR} --width 2 --child-arch digits_resnet": "--width and --child-arch both say",
     f"fuse {PAIR} --width -1": "--width -1 must be more than 0",
     f"fuse {PAIR} --width 2 --set merge.width_of=1": "--width and merge.width_of both say",

@@ -20,6 +20,7 @@ from depfuse.fusion.comparison import Comparison
 from depfuse.fusion.parents import Parents
 from depfuse.fusion.pipeline import match
 from depfuse.recipe.presets import preset
+from depfuse.teach.distil import Distillation
 
 IMAGES = torch.randn(60, 3, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float32)
 RESET = {"align": {"criterion": "activations", "solver": "emd"}, "refit": "none", "renorm": "reset"}
@@ -242,6 +243,13 @@ def test_arrays_of_several_kinds(wanted: Tensor) -> None:
         ),
         ([PARENTS[0], "b.pt"], r"parent 2 is a str, .*: load it by depfuse\.load"),
         ([PARENTS[0], None], r"parent 2 is a NoneType, .*: give the network"),
+        (None, "the parents are a NoneType: give a list of two"),
+        (set(PARENTS), "the parents are a set: give a list of two"),
+        (Parents(None), "the parents are a NoneType: give a list of two"),
+        (Parents(PARENTS, template=5), "`template` is an int: give a network of the child's shapes"),
+        (Parents(PARENTS, groups=[]), "the groups are a list: give what find_groups found"),
+        (Parents(PARENTS, labels=5), "`labels` must be a list for each parent"),
+        (Parents(PARENTS, labels=[0, 1]), "`labels` must be a list for each parent"),
     ],
 )
 def test_what_is_no_list_of_networks_is_one_sentence(parents: Any, message: str) -> None:
@@ -317,6 +325,16 @@ def test_test_data_that_do_not_fit_are_one_sentence() -> None:
         result.comparison((IMAGES, torch.arange(5)))
     with pytest.raises(DataError, match=r"give Loader\(data\.test, data\.preprocessing\)"):
         result.comparison("photos/")
+
+
+def test_labels_of_parents_may_be_arrays(wanted: Tensor) -> None:
+    parents = Parents(PARENTS, labels=[torch.arange(4), np.arange(4)])
+    assert torch.equal(outputs(fuse(parents, RESET, IMAGES).child), wanted)
+
+
+def test_training_images_that_do_not_fit_are_one_sentence() -> None:
+    with pytest.raises(DataError, match="images of shape 2x8x8 do not fit Sequential"):
+        fuse(PARENTS, {**RESET, "train.distil": 1}, IMAGES, training=Distillation(IMAGES[:, :2]))
 
 
 def test_training_images_that_are_none_are_refused() -> None:

@@ -251,6 +251,7 @@ def test_images_to_train_on_come_without_a_recipe(digits):
         (0.3, "no sequence of numbers"),
         ({0: 0.3, 1: 0.7}, "no sequence of numbers"),
         ({0.3, 0.7}, "no sequence of numbers"),
+        ((0.3, "half"), "are no numbers"),
     ],
 )
 def test_shares_of_another_child_are_checked(images, shares, words):
