@@ -310,7 +310,7 @@ def _built(
             # One string stands for parents of different labels, whatever number of classes it says.
             own = architecture if known is None else with_classes(architecture, found)
             model = build_network(own, **{**settings, "classes": found})
-        return model, checkpoint
+        return model.float(), checkpoint  # images and calibration are of single precision
     except ArchitectureError as error:
         if isinstance(architecture, FromFile):
             raise ArchitectureError(f"{checkpoint.path}: {error}") from None
@@ -393,5 +393,5 @@ def read_template(
         count = len(inputs.labels.joint)
         architecture = with_classes(architecture, count)
     settings: dict[str, Any] = {} if count is None else {"classes": count}
-    template = build_network(architecture, in_channels=inputs.data.image_shape[0], **settings)
+    template = build_network(architecture, in_channels=inputs.data.image_shape[0], **settings).float()
     return architecture, template.to(inputs.device).eval()

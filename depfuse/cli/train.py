@@ -115,7 +115,7 @@ def train(
             images, kept = select_labels(images, shares, seed=split_seed)
         recipe = TrainRecipe.suited_to(images, **settings)
         torch.manual_seed(recipe.seed)
-        model = build_network(arch, classes=len(images.classes), in_channels=images.image_shape[0])
+        model = build_network(arch, classes=len(images.classes), in_channels=images.image_shape[0]).float()
         suit_threads_to([model.to(device)], images.example())
         state = out.with_name(f"{out.name}.training")
         metrics = train_network(

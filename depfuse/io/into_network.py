@@ -74,6 +74,10 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
     if other:
         kinds = ("complex", "real") if state[other[0]].is_complex() else ("real", "complex")
         raise CheckpointError(f"{where}: {_few(other)} {kinds[0]} there and {kinds[1]} in the network")
+    if any(tensor.is_meta for tensor in own.values()):
+        raise CheckpointError(
+            f"{type(model).__name__} has no room for weights (it is on the meta device): build it on the CPU"
+        )
     broken = [key for key in state if not as_real(state[key]).isfinite().all()]
     if broken:
         raise CheckpointError(f"{checkpoint.path}: {_few(broken)} not finite (NaN or infinity): no usable network")

@@ -28,6 +28,8 @@ from depfuse.models.sources import describe_error, ending, load_module
 from depfuse.models.spandrel_networks import spandrel_factory
 from depfuse.models.transformers_networks import transformers_factory
 from depfuse.networks.copying import runnable, unwrap
+from depfuse.networks.isolation import keeping_defaults
+from depfuse.tasks.batch_inputs import kind_of
 
 # Library -> name of an argument here -> its name there.
 _RENAMED = {
@@ -82,7 +84,8 @@ def build_network(
     if architecture.source not in REGISTRIES:
         check_arguments(factory, arguments, arch.partition("(")[0].strip())
     try:
-        network = build_bounded(factory, arch, arguments, fitting)
+        with keeping_defaults():
+            network = build_bounded(factory, arch, arguments, fitting)
     except ArchitectureError:
         raise
     except SystemExit as error:
@@ -92,8 +95,8 @@ def build_network(
     except Exception as error:  # a user's factory may raise anything
         raise ArchitectureError(f"{shown(arch)}: building it raised {describe_error(error)}") from error
     if not isinstance(network, nn.Module):
-        raise ArchitectureError(f"{arch}: {architecture.name} gave a {type(network).__name__}, not a torch.nn.Module")
-    network = runnable(network)
+        raise ArchitectureError(f"{arch}: {architecture.name} gave {kind_of(network)}, not a torch.nn.Module")
+    network = runnable(getattr(network, "_orig_mod", network))  # a compiled one has other names, and compiles here
     _BUILT[network] = with_arguments(str(arch), **arguments)
     return network
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from depfuse.errors import ArchitectureError
+from depfuse.networks.isolation import keeping_defaults
 
 _loaded: dict[str, None] = {}
 
@@ -43,12 +44,12 @@ def load_module(arch: str, source: str) -> Any:
     if is_file and not path.is_file():
         raise ArchitectureError(f"{arch}: there is no file {source}")
     try:
-        if not is_file:
-            with _importable(Path.cwd()):
-                module = importlib.import_module(source)
-            _loaded[source] = None
-            return module
-        module = _load_file(path.resolve())
+        with keeping_defaults():
+            if is_file:
+                module = _load_file(path.resolve())
+            else:
+                with _importable(Path.cwd()):
+                    module = importlib.import_module(source)
         _loaded[source] = None
         return module
     except ModuleNotFoundError as error:

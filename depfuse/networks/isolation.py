@@ -43,6 +43,19 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextmanager
+def keeping_defaults() -> Iterator[None]:
+    """Restore torch's default type and device afterwards, and whether gradients are recorded: a script may set them."""
+    kind, device, recorded = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(kind)
+        torch.set_grad_enabled(recorded)
+        if torch.get_default_device() != device:
+            torch.set_default_device(None if device == _CPU else device)
+
+
+@contextmanager
 def _outside_autocast() -> Iterator[None]:
     """Make an autocast inside be the outermost one, at whose end torch clears its cache of cast weights.
 
