@@ -70,8 +70,12 @@ class Split:
 
     @property
     def is_bytes(self) -> bool:
-        """Whether the samples are images (N, C, H, W) uint8, which are pre-processed."""
-        return is_pictures(self.images) and self.images.dtype == torch.uint8
+        """Whether the samples are images (N, C, H, W) uint8, of one row as well, which are pre-processed."""
+        return (
+            isinstance(self.images, (Tensor, StoredImages))
+            and len(self.images.shape) == 4
+            and self.images.dtype == torch.uint8
+        )
 
     @property
     def pictures(self) -> bool:

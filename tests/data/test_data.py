@@ -96,6 +96,16 @@ def test_preprocessing_resizes_without_aliasing() -> None:
     assert float(found.std()) < 0.05
 
 
+@pytest.mark.parametrize("shape", [(3, 1, 16), (1, 16, 1), (1, 1, 1)])
+def test_images_of_one_row_are_preprocessed_as_any(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, *shape), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", x_train=pixels, y_train=np.arange(8) % 2)
+    data = load_data(tmp_path / "a.npz", mean=(0.5,) * shape[0], std=(0.25,) * shape[0])
+    images, _ = next(iter(Loader(data.train, data.preprocessing, batch_size=8)))
+    torch.testing.assert_close(images, (data.train.images.float() / 255 - 0.5) / 0.25)
+    assert torch.equal(data.example(), images[:1])
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [

@@ -154,7 +154,7 @@ def test_a_module_in_the_working_folder_is_found(users_file: Path, monkeypatch: 
         ("no_such_module_at_all:net", "there is no module no_such_module_at_all"),
         ("nowhere.py:net", r"there is no file nowhere\.py"),
         ("os:path", "path is no function or class"),
-        ("json:loads(s='1')", "gave a int, not a torch.nn.Module"),
+        ("json:loads(s='1')", "gave an int, not a torch.nn.Module"),
         ("resnet20(3)", r"must be like \(key=value"),
         ("resnet20(classes=__import__('os').getpid())", r"must be like \(key=value"),
         ("resnet20(**{'classes': 3})", r"must be like \(key=value"),
@@ -175,7 +175,7 @@ def test_an_architecture_that_does_not_resolve_is_one_sentence(arch: str, senten
     ("factory", "sentence"),
     [
         ("broken", "raised RuntimeError: no such thing$"),
-        ("nothing", "nothing gave a int"),
+        ("nothing", "nothing gave an int"),
         ("netwrk", "has no netwrk: did you mean network"),
     ],
 )
