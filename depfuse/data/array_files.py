@@ -155,7 +155,13 @@ def headers_of_npz(path: Path) -> dict[str, ArrayHeader]:
                     f"{path} cannot be read as a .npz: {name} is said to have shape {shape}, but is cut off"
                 )
     if not headers:
-        raise DataError(f"{path} is an archive without arrays: unpack it, and give its folder or a list of its files")
+        with zipfile.ZipFile(path) as archive:
+            of_torch = any(entry.endswith("data.pkl") for entry in archive.namelist())
+        raise DataError(
+            f"{path} is a file of torch.save, and data are arrays: write them by numpy.savez(path, x=..., y=...)"
+            if of_torch
+            else f"{path} is an archive without arrays: unpack it, and give its folder or a list of its files"
+        )
     return headers
 
 

@@ -123,6 +123,12 @@ def test_arrays_that_mean_several_things_are_one_sentence(tmp_path: Path, arrays
         load_data(tmp_path / "a.npz")
 
 
+def test_tensors_are_asked_for_as_arrays(tmp_path: Path) -> None:
+    torch.save({"x": torch.from_numpy(IMAGES)}, tmp_path / "a.pt")
+    with pytest.raises(DataError, match=r"a\.pt is a file of torch\.save, and data are arrays: write them by numpy"):
+        load_data(tmp_path / "a.pt")
+
+
 # Folders
 
 
