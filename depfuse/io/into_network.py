@@ -78,6 +78,13 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
         raise CheckpointError(
             f"{type(model).__name__} has no room for weights (it is on the meta device): build it on the CPU"
         )
+    floats = {key for key, tensor in model.named_parameters() if tensor.is_floating_point()}
+    whole = [key for key in state if key in floats and not state[key].is_floating_point()]
+    if whole:
+        raise CheckpointError(
+            f"{where}: {_few(whole)} whole numbers there ({state[whole[0]].dtype}), as quantised weights are, which"
+            " mean nothing without their scale: save the weights as float32, float16 or bfloat16"
+        )
     broken = [key for key in state if not as_real(state[key]).isfinite().all()]
     if broken:
         raise CheckpointError(f"{checkpoint.path}: {_few(broken)} not finite (NaN or infinity): no usable network")

@@ -332,6 +332,12 @@ def test_numbers_that_mean_something_else_in_the_network_are_refused(tmp_path: P
     torch.save({**state, key: torch.complex(state[key], state[key])}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=f"{key} is complex there and real in the network"):
         load_into(build_network(ARCH), read_checkpoint(tmp_path / "a.pt"))
+    for kind in (torch.int8, torch.uint8, torch.bool, torch.int32):
+        torch.save({**state, key: (state[key] * 100).to(kind)}, tmp_path / "a.pt")
+        with pytest.raises(
+            CheckpointError, match=rf"{key} is whole numbers there \({kind}\), as quantised weights are"
+        ):
+            load_into(build_network(ARCH), read_checkpoint(tmp_path / "a.pt"))
 
 
 def test_pickles_of_arrays_are_no_larger_than_their_file(tmp_path: Path) -> None:
