@@ -248,6 +248,7 @@ class Train(Section):
         0.05,
         "of finetune, at the end of its warm-up; the steps of distil are longer or shorter in proportion",
         gt=0.0,
+        le=1e38,
     )
 
     @property

@@ -18,6 +18,7 @@ from depfuse.errors import RecipeError
 from depfuse.evaluate import evaluate
 from depfuse.models import check_input
 from depfuse.networks.isolation import check_changeable, undisturbed
+from depfuse.networks.real_state import real_state
 from depfuse.progress import name, work
 from depfuse.train.interfaces import EpochReport, Labels, Learner, Progress, Teacher
 from depfuse.train.recipe import SAVE_SECONDS, TrainRecipe
@@ -61,6 +62,9 @@ def train(
     last = run_on_all(_fit_on_all, model, data, recipe, device, saving=saving, progress=progress)
     test = batches_of(data.required_test, data.preprocessing, batch_size=500, device=device)
     scores = evaluate(model, work().track(test, "evaluating"))
+    if recipe.epochs and not math.isfinite(scores.loss):  # the last steps' losses are read nowhere else
+        _forget(saving)
+        raise _diverged(recipe, recipe.epochs)
     return {
         "accuracy": scores.accuracy,
         "loss": scores.loss,
@@ -168,13 +172,25 @@ def _to_the_end(run: Run, saving: Saving | None, progress: Progress | None, team
         report = run.one_epoch()
         watched.describe(f"{name('training')}: {report}")
         if not math.isfinite(report.loss):
-            raise RecipeError(
-                f"training diverged in epoch {run.epoch}: lower learning_rate {run.recipe.learning_rate:g}"
-            )
+            in_first(partial(_forget, saving))
+            raise _diverged(run.recipe, run.epoch)
         in_first(partial(run.end_epoch, report, saving, progress))
     run.learner.finish()
     run.model.eval()
+    if not all(tensor.isfinite().all() for tensor in real_state(run.model).values()):
+        in_first(partial(_forget, saving))
+        raise _diverged(run.recipe, run.epoch)
     return run.report
+
+
+def _forget(saving: Saving | None) -> None:
+    """Delete the state of a training that goes on nowhere: with another learning rate it would be in the way."""
+    if saving is not None:
+        saving.path.unlink(missing_ok=True)
+
+
+def _diverged(recipe: TrainRecipe, epoch: int) -> RecipeError:
+    return RecipeError(f"training diverged in epoch {epoch}: lower learning_rate {recipe.learning_rate:g}")
 
 
 def _call(function: Callable[[], None]) -> None:

@@ -29,7 +29,7 @@ class TrainRecipe(BaseModel):
 
     epochs: int = Field(20, ge=0, description="passes over the training images")
     batch_size: int = Field(128, ge=2, description="images per step")
-    learning_rate: float = Field(0.2, gt=0, description="at the end of the warm-up")
+    learning_rate: float = Field(0.2, gt=0, le=1e38, description="at the end of the warm-up")
     momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov's")
     weight_decay: float = Field(5e-4, ge=0, description="of convolutions and linear layers")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target spread over all classes")

@@ -223,6 +223,16 @@ def test_a_training_that_diverges_says_so(few: DataSet) -> None:
         train(network, few, TrainRecipe.create(**QUICK, learning_rate=1e30))
 
 
+def test_a_last_step_that_diverges_is_said(few: DataSet, tmp_path: Path) -> None:
+    """The loss of an epoch is that before its steps: a network without numbers was written."""
+    state = tmp_path / "state"
+    for rate in (1e10, 1e38):
+        one_step = {**QUICK, "epochs": 1, "batch_size": len(few.train), "learning_rate": rate, "warmup": 0.0}
+        with pytest.raises(RecipeError, match="training diverged in epoch 1: lower learning_rate"):
+            train(fresh(), few, TrainRecipe.create(**one_step), resume_path=state)
+        assert not state.exists()  # with a lower rate it would be in the way
+
+
 def test_no_epochs_only_evaluate(few: DataSet) -> None:
     network = fresh()
     before = state_digest(network.state_dict())
