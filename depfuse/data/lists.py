@@ -7,7 +7,7 @@ import csv
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,8 @@ PARTS = {"split", "part", "subset", "set", "fold"}
 MOST_BYTES = 2**28  # of a list: a million long paths are half of it
 
 Row = tuple[int, str, str | None, str | None]  # line, file, label, part
+Cells = tuple[int, Sequence[str]]  # line, cells
+_BINARY = re.compile(r"[01](\.0*)?")
 
 
 def load_list(path: Path, preprocessing: Preprocessing) -> DataSet:
@@ -36,7 +38,8 @@ def load_list(path: Path, preprocessing: Preprocessing) -> DataSet:
 
     A text has one file a line, and a label after it if need be. A table, with commas, semicolons or tabs, has them in
     its first two columns, or in those whose heads have words such as file and label; a column `split` says train or
-    test. Labels are whole numbers from 0, or else names of classes.
+    test. Labels are whole numbers from 0, or else names of classes. Several columns of 0 and 1 beside the files, one of
+    them 1 in each row, are classes in their order, called by their heads.
 
     Raises
     ------
@@ -44,7 +47,8 @@ def load_list(path: Path, preprocessing: Preprocessing) -> DataSet:
         It is no such list, names a file that is not there or says two things of one, or only some files have a label;
         the line is named.
     """
-    rows = _once(path, _rows(path))
+    listed, classes = _rows(path)
+    rows = _once(path, listed)
     if not rows:
         raise DataError(f"{path} names no images: it needs one file a line")
     unlabelled = next((row for row in rows if row[2] is None), None)
@@ -66,7 +70,7 @@ def load_list(path: Path, preprocessing: Preprocessing) -> DataSet:
     )
     made = [Part(own, _labels(group, numbers) if labelled else None) for own, group in zip(files, groups, strict=True)]
     whole = None if names else made[0]
-    return data_set_of(str(path), dict(zip(names, made, strict=False)), whole, None, preprocessing)
+    return data_set_of(str(path), dict(zip(names, made, strict=False)), whole, classes, preprocessing)
 
 
 def _once(path: Path, rows: Iterable[Row]) -> list[Row]:
@@ -96,8 +100,8 @@ def _labels(rows: Sequence[Row], numbers: bool) -> NDArray[np.int64] | NDArray[n
     return np.array(texts, np.str_)
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    """Read the rows of a list."""
+def _rows(path: Path) -> tuple[Iterable[Row], Sequence[str] | None]:
+    """Read the rows of a list, and the names of classes that labels are numbers of, where it says them in its head."""
     if path.stat().st_size > MOST_BYTES:
         raise DataError(f"{path} has more than {MOST_BYTES / 2**20:.0f} MiB, more than any list of files")
     content = path.read_bytes()
@@ -107,7 +111,7 @@ def _rows(path: Path) -> Iterator[Row]:
     except UnicodeDecodeError:
         raise DataError(f"{path} is no list of files: it is not text in UTF-8") from None
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    yield from _of_text(path, numbered) if path.suffix.lower() == ".txt" else _of_table(path, numbered)
+    return (_of_text(path, numbered), None) if path.suffix.lower() == ".txt" else _of_table(path, numbered)
 
 
 def _of_text(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[Row]:
@@ -131,27 +135,34 @@ def _is_comment(path: Path, line: str) -> bool:
     return line.startswith("#") and not re.search("[,;\t]", line) and _place(path, line.strip()) is None
 
 
-def _of_table(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[Row]:
+def _of_table(path: Path, lines: Sequence[tuple[int, str]]) -> tuple[Iterable[Row], Sequence[str] | None]:
     lines = [line for line in lines if not _is_comment(path, line[1])]
     if not lines:
-        return
+        return (), None
     head = lines[0][1]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=head.count)
     try:
-        table = [
+        table: Sequence[Cells] = [
             (number, [cell.strip() for cell in row]) for number, line in lines for row in [_cells(line, delimiter)]
         ]
     except csv.Error as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from None
-    columns = {"file": 0, "label": 1}
+    columns, classes = {"file": 0, "label": 1}, None
     second = table[1][1] if len(table) > 1 else []
     # The first row is a header where it has no file, and it names a column of files or the second row has one.
     heads = [set(re.split(r"[\W_]+", cell.lower())) for cell in table[0][1]]
     named = [place for place, words in enumerate(heads) if words & FILES]
     there = [place for place, cell in enumerate(second) if _place(path, cell) is not None]
     if _place(path, table[0][1][0]) is None and (named or there):
-        columns = _columns(path, table[0][1], heads, named, there)
-        table = table[1:]
+        names, table = table[0][1], table[1:]
+        columns = _columns(heads, named, there)
+        if "label" not in columns:
+            others = [place for place in range(len(names)) if place not in columns.values()]
+            table, classes = _labelled(path, names, others, columns, table)
+    return _of_cells(path, table, columns), classes
+
+
+def _of_cells(path: Path, table: Sequence[Cells], columns: Mapping[str, int]) -> Iterator[Row]:
     for number, row in table:
         cells = {what: row[place] for what, place in columns.items() if place < len(row) and row[place]}
         file = _place(path, cells.get("file", ""))
@@ -163,9 +174,7 @@ def _of_table(path: Path, lines: Sequence[tuple[int, str]]) -> Iterator[Row]:
         yield number, file, cells.get("label"), None if part is None else part.lower()
 
 
-def _columns(
-    path: Path, names: Sequence[str], heads: Sequence[set[str]], named: Sequence[int], there: Sequence[int]
-) -> dict[str, int]:
+def _columns(heads: Sequence[set[str]], named: Sequence[int], there: Sequence[int]) -> dict[str, int]:
     """Settle which column is which by its head, that of files also by its first cell."""
     columns = {"file": next((place for place in there if place in named), (*there, *named)[0])}
     for what, words in (("label", LABELS), ("part", PARTS)):
@@ -176,17 +185,39 @@ def _columns(
         ]
         if places:
             columns[what] = places[0]
-    others = [place for place in range(len(heads)) if place not in columns.values()]
-    if "label" not in columns and len(others) == 1:
-        columns["label"] = others.pop()
-    elif "label" not in columns and others:
+    return columns
+
+
+def _labelled(
+    path: Path, names: Sequence[str], others: Sequence[int], columns: dict[str, int], table: Sequence[Cells]
+) -> tuple[Sequence[Cells], Sequence[str] | None]:
+    """Find the labels of a table without a column called so, and settle their column.
+
+    They are in its only other column, or else say in which of all others there is a 1 beside zeros; the names of these
+    are the classes then.
+    """
+    if len(others) == 1:
+        columns["label"] = others[0]
+        return table, None
+    cells = [[row[place] if place < len(row) else "" for place in others] for _, row in table]
+    zeros = all(_BINARY.fullmatch(cell) for row in cells for cell in row)
+    ones = [[place for place, cell in enumerate(row) if cell.startswith("1")] for row in cells]
+    if others and zeros and all(len(row) == 1 for row in ones):
+        columns["label"] = first = others[0]
+        numbered = [
+            (number, [*row[:first], str(one), *row[first + 1 :]])
+            for (number, row), (one,) in zip(table, ones, strict=True)
+        ]
+        return numbered, [names[place] for place in others]
+    if others:
+        several = ", and they are not one 1 beside zeros in each row" if zeros else ""
         warnings.warn(
             f"{path}: the images are taken without labels: of {', '.join(names[place] for place in others[:4])} no"
-            " column is called label",
+            f" column is called label{several}",
             DepfuseWarning,
             stacklevel=2,
         )
-    return columns
+    return table, None
 
 
 def _cells(line: str, delimiter: str) -> list[str]:

@@ -263,11 +263,36 @@ def test_columns_are_found_by_words_of_their_heads(tmp_path: Path, text: str) ->
     assert data.train.labels.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "file,dog,cat,owl\n0.png,1,0,0\n1.png,0,1,0\n2.png,1,0,0\n",
+        "dog;file;cat;split;owl\n1.0;0.png;0.0;train;0.0\n0.0;1.png;1.0;train;0.0\n1.0;2.png;0.0;test;0.0\n",
+    ],
+)
+def test_columns_of_which_one_is_1_are_classes_in_their_order(tmp_path: Path, text: str) -> None:
+    """No image of an owl is there, and owls are a class."""
+    for number in range(3):
+        picture(tmp_path / f"{number}.png", number)
+    (tmp_path / "a.csv").write_text(text)
+    data = load_data(tmp_path / "a.csv")
+    assert (data.classes, data.by_name) == (("dog", "cat", "owl"), False)
+    found = {
+        shade: label
+        for split in (data.train, data.test)
+        if split is not None
+        for shade, label in zip(split.images[:, 0, 0, 0].tolist(), split.labels.tolist(), strict=True)
+    }
+    assert found == {0: 0, 1: 1, 2: 0}
+
+
 def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
     for number in range(2):
         picture(tmp_path / f"{number}.png", number)
-    (tmp_path / "a.csv").write_text("file,cat,dog\n0.png,1,0\n1.png,0,1\n")
-    with pytest.warns(DepfuseWarning, match="without labels: of cat, dog no column is called label"):
+    (tmp_path / "a.csv").write_text("file,cat,dog\n0.png,1,0\n1.png,1,1\n")
+    with pytest.warns(
+        DepfuseWarning, match="of cat, dog no column is called label, and they are not one 1 beside zeros"
+    ):
         assert load_data(tmp_path / "a.csv").train.labels is None
 
 
