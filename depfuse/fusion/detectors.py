@@ -163,12 +163,12 @@ def check_maps(output: Any) -> None:
         )
 
 
-def check_logits(name: str, tensors: Sequence[Tensor]) -> None:
+def check_logits(name: str, tensors: Sequence[Tensor], otherwise: str = "") -> None:
     """Raise `RecipeError` where class scores are probabilities: nowhere would be nothing."""
     if are_probabilities(tensors):
         raise RecipeError(
             f"the class scores {name} all lie between 0 and 1, as what a sigmoid or softmax gives, and detectors are"
-            " fused by logits: let the networks return these, or undo the sigmoid in `call` (torch.logit)"
+            f" fused by logits: let the networks return these, or undo the sigmoid in `call` (torch.logit){otherwise}"
         )
 
 

@@ -23,6 +23,7 @@ from depfuse.fusion.seen import MAPS, Seen, run_or_none
 from depfuse.networks.forward import Example
 from depfuse.tasks.classes import Dense
 from depfuse.tasks.detection import Detection
+from depfuse.tasks.evidence import are_probabilities
 from depfuse.tasks.labels import Labels
 from depfuse.tasks.regression import Regression
 from depfuse.tasks.selection import Counted, Packed, counted_of, select, selected
@@ -31,6 +32,7 @@ from depfuse.tasks.weighted import WeightedPart
 
 RARE = 0.1  # most of the median over places of the largest probability; 0.02 to 0.05 of detectors, 0.2 of centreness
 FOUND = 0.3  # least of that of all places
+_LEAST = 1e-6  # of a probability, and of what it lacks of one
 BOX = 4  # least numbers beside classes
 
 
@@ -72,7 +74,8 @@ def same_class_detector_of(
     Raises
     ------
     RecipeError
-        They shall be detectors, and return no two tensors over the same places.
+        They shall be detectors, and return no two tensors over the same places; or their class scores are
+        probabilities.
     """
     named = asked == "detection" or background is not None
     if not named and asked != "auto":
@@ -98,7 +101,13 @@ def same_class_detector_of(
     outputs = Seen(selected(networks, packed), images, example).first(MAPS).outputs
     tensors = _unpacked(outputs, [own(output).shape[1:] for own in counted])
     found = [_level(numbers, tensors, background) for numbers in together]
-    if not named and not _recognised(found, tensors, alone=len(counted) > sum(map(len, together))):
+    alone = len(counted) > sum(map(len, together))
+    if not named and not _recognised(found, tensors, alone=alone):
+        bare = _undone(tensors)
+        found = [_level(numbers, bare, None) for numbers in together]
+        if _recognised(found, bare, alone=alone):
+            for level in found:
+                check_logits(counted[level.classes].name, tensors[level.classes], ", or name task weighted")
         return None
     for level in found:
         check_logits(counted[level.classes].name, tensors[level.classes])
@@ -147,6 +156,11 @@ def _unpacked(outputs: Sequence[Tensor], shapes: Sequence[torch.Size]) -> list[l
     sizes = [max(1, shape.numel()) for shape in shapes]
     rows = [torch.split(own, sizes, 1) for own in outputs]
     return [[own[number].reshape(-1, *shape) for own in rows] for number, shape in enumerate(shapes)]
+
+
+def _undone(tensors: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+    """Give the logits of tensors that are probabilities, and others as they are."""
+    return [[value.logit(_LEAST) for value in own] if are_probabilities(own) else list(own) for own in tensors]
 
 
 def _level(numbers: Sequence[int], tensors: Sequence[Sequence[Tensor]], background: int | None) -> Level:

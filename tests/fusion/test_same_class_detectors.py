@@ -102,6 +102,23 @@ def test_what_may_be_something_else_is_not_taken_for_a_detector(name: str) -> No
     assert fuse(parents, CHEAP, spots(), task="detection").recipe.task.name == "detection"
 
 
+class Sure(Spots):
+    """Returns the probabilities of classes."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        found = super().forward(x)
+        return {**found, "classes": found["classes"].sigmoid()}
+
+
+def test_probabilities_of_classes_are_refused_and_not_taken_for_numbers_beside_boxes() -> None:
+    parents = [Sure(seed).eval() for seed in (1, 2)]
+    with pytest.raises(RecipeError, match=r"classes all lie between 0 and 1.*torch.logit\), or name task weighted"):
+        fuse(parents, CHEAP, spots())
+    assert fuse(parents, CHEAP, spots(), task="weighted").recipe.task.name == "weighted"
+    depths = [Sure(seed, numbers=1).eval() for seed in (1, 2)]
+    assert fuse(depths, CHEAP, spots()).recipe.task.name == "weighted"
+
+
 def test_tensors_of_other_places_are_no_detector() -> None:
     class Apart(Spots):
         def forward(self, x: Tensor) -> dict[str, Tensor]:
