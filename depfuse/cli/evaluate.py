@@ -59,10 +59,10 @@ def evaluate(
     read_named(checkpoints, arch, data, classes, trust, key)
     # What follows needs torch, for which no mistake above has to wait.
     with importing():
-        from depfuse.cli.inputs import read_inputs
+        from depfuse.cli.inputs import read_inputs, say_what_is_assumed
         from depfuse.distributed.device import resolve_device
         from depfuse.evaluate import evaluate_agreement, evaluate_together
-        from depfuse.fusion.meaning import Meaning
+        from depfuse.fusion.meaning import Known, Meaning
         from depfuse.report import describe_environment
         from depfuse.tasks.selection import selected
 
@@ -74,7 +74,9 @@ def evaluate(
             checkpoints, arch, data, device, classes, trust=trust, key=key, judged=True, task=named.task.name
         )
         loader, example = inputs.test_loader(batch_size), inputs.data.example(device=device)
-        meaning = Meaning.of(inputs.models, inputs.recipe(named), loader, example, None, inputs.labels)
+        known = Known(inputs.labels, scored=loader)
+        meaning = Meaning.of(inputs.models, inputs.recipe(named), loader, example, None, known)
+        say_what_is_assumed(meaning)
         models = selected(inputs.models, meaning.scores)
         images = work.track(loader, "evaluating")
         started = time.perf_counter()

@@ -38,6 +38,7 @@ from depfuse.data.stream import Stream, batches_of
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import ArchitectureError, DataError, DepfuseWarning, RecipeError
 from depfuse.fusion.label_order import in_one_order
+from depfuse.fusion.meaning import Meaning
 from depfuse.fusion.parents import Parents
 from depfuse.fusion.same_modules import check_alike
 from depfuse.io.cards import Card
@@ -281,6 +282,12 @@ def say_all_are_used(recipe: Recipe, data: DataSet) -> None:
     asked, count = recipe.calibration.images, len(data.train)
     if asked > count and asked != type(recipe.calibration).model_fields["images"].default:
         _say(f"`calibration.images={asked}` is more than the {counted(count, 'training image')}: all are used")
+
+
+def say_what_is_assumed(meaning: Meaning) -> None:
+    """Warn where one number of each output may as well be a logit, and nothing tells."""
+    if meaning.doubt:
+        _say(meaning.doubt)
 
 
 def _say(sentence: str) -> None:

@@ -12,7 +12,7 @@ from depfuse.cli.along_path import PathBetween, begin_strip, evaluate_methods, e
 from depfuse.cli.fused import Fused
 from depfuse.cli.fusion_files import layout_of_child, write_files
 from depfuse.cli.fusion_report import path_report, report_of
-from depfuse.cli.inputs import Inputs, read_inputs, read_template, say_all_are_used
+from depfuse.cli.inputs import Inputs, read_inputs, read_template, say_all_are_used, say_what_is_assumed
 from depfuse.cli.methods import needs_images
 from depfuse.cli.request import Request
 from depfuse.data import Loader, calibration_loader
@@ -57,6 +57,7 @@ def run(request: Request, work: Work) -> FusionReport | PathReport:
         training=training,
     )
     path_refitted = request.path_refitted or not result.recipe.refits
+    say_what_is_assumed(result.meaning)
     fused = Fused(inputs, result, template, calibration, test, path_refitted, layout, strip)
 
     started = time.perf_counter()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_structure
 
 from depfuse.data.loader import Loader
+from depfuse.data.masks import MaskFiles
 from depfuse.data.stream import Stream
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import DepfuseWarning, RecipeError
@@ -41,8 +42,30 @@ from depfuse.tasks.selection import (
 from depfuse.tasks.task import Task
 from depfuse.tasks.weighted import Weighted, WeightedPart
 
+MASKS = 64  # files of masks that are looked at
 LEARNED = "what the outputs mean, by which the child learned"
 OF_LABELS = ("classes", "dense", "multilabel")  # tasks of which parents may know different labels
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What is known of the parents' outputs before these are looked at.
+
+    Attributes
+    ----------
+    labels, background
+        The parents' label sets, where they differ, and the label of background, where they have one; where label sets
+        do not differ, its column.
+    template
+        A network with an output for each label, where they differ; it returns what the networks do from now on.
+    scored
+        Images that networks will be scored on: whether their labels are 0 and 1 tells one logit from one number.
+    """
+
+    labels: LabelSets | None = None
+    template: nn.Module | None = None
+    background: int | None = None
+    scored: Loader | Stream | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,12 +82,15 @@ class Meaning:
         What the task was chosen by, in a sentence; empty where the recipe names it.
     packed
         Gives what the child learns of an output, where that is several tensors.
+    doubt
+        Says that one number is assumed to be no logit, and how to say otherwise; empty where that is known.
     """
 
     scores: ScoresFunction | None = None
     task: Task | None = None
     because: str = ""
     packed: ScoresFunction | None = None
+    doubt: str = ""
 
     def with_note(self, *notes: str) -> Meaning:
         """Add to what is said of the choice."""
@@ -112,9 +138,7 @@ class Meaning:
         images: Loader | Stream | None,
         example: Example | None,
         scores: ScoresFunction | None,
-        labels: LabelSets | None,
-        template: nn.Module | None = None,
-        background: int | None = None,
+        known: Known,
     ) -> Meaning:
         """Choose what counts and what it means; from now on the networks return that alone.
 
@@ -128,11 +152,8 @@ class Meaning:
             Images to run them on, or an input where there are none.
         scores
             The user's choice of the tensor that counts.
-        labels, background
-            The parents' label sets, where they differ, and the label of background, where they have one; where label
-            sets do not differ, its column.
-        template
-            A network with an output for each label, where they differ; it returns what the networks do from now on.
+        known
+            What else is known of their outputs.
 
         Raises
         ------
@@ -141,6 +162,7 @@ class Meaning:
         """
         if example is None:
             return cls()
+        labels, template, background = known.labels, known.template, known.background
         output = run_or_none(networks[0], example)
         if output is None:
             return cls()  # it does not run, which tracing reports
@@ -205,7 +227,7 @@ class Meaning:
                 return by_shape(selected)
             few = seen.first(MAPS if selected.dim() > 2 else IMAGES)
             same = selected.dim() > 1 and have_same_heads(networks, selected.shape[1])
-            return find_evidence(few.outputs, few.inputs, same_heads=same)
+            return find_evidence(few.outputs, few.inputs, same_heads=same, labels=_labels_of(known.scored))
 
         chosen = choose_task(recipe.task, selected, lambda: seen.first(IMAGES).outputs, evidence)
         if labels is not None and chosen.task is not None and chosen.task.name not in OF_LABELS:
@@ -213,15 +235,10 @@ class Meaning:
                 "`labels` say which classes or labels each parent knows, and the outputs are of task"
                 f" {chosen.task.name}: name a `task` of {', '.join(OF_LABELS)}, or give no `labels`"
             )
-        if recipe.task.name in ("binary", "multilabel") and are_probabilities(seen.first(IMAGES).outputs):
-            warnings.warn(
-                f"`task={recipe.task.name}` is of logits, and all outputs lie between 0 and 1, as what a sigmoid gives:"
-                " every label counts as predicted then; let `scores` undo the sigmoid (torch.logit), or name task"
-                " regression",
-                DepfuseWarning,
-                stacklevel=2,
-            )
-        return cls(scores, chosen.task, chosen.because)
+        if recipe.task.name in ("binary", "multilabel"):
+            _warn_of_probabilities(recipe.task.name, seen.first(IMAGES).outputs)
+        doubtful = chosen.doubtful and chosen.task is not None and chosen.task.name == "regression"
+        return cls(scores, chosen.task, chosen.because, doubt=chosen.because if doubtful else "")
 
     @classmethod
     def _of_several(
@@ -252,6 +269,23 @@ class Meaning:
         main = max(counted, key=lambda own: own.weight)
         because = f"{len(parts)} tensors count: {'; '.join(said)}; {main.name} is scored"
         return cls(counted_of(main, made=made), Weighted.scaled(parts, few.outputs), because, packed)
+
+
+def _warn_of_probabilities(task: str, outputs: Sequence[Tensor]) -> None:
+    """Warn where outputs that are named logits lie between 0 and 1."""
+    if are_probabilities(outputs):
+        warnings.warn(
+            f"`task={task}` is of logits, and all outputs lie between 0 and 1, as what a sigmoid gives: every label"
+            " counts as predicted then; let `scores` undo the sigmoid (torch.logit), or name task regression",
+            DepfuseWarning,
+            stacklevel=3,
+        )
+
+
+def _labels_of(images: Loader | Stream | None) -> Tensor | None:
+    """Return the labels of images, of masks in files some."""
+    labels = None if images is None else images.split.labels
+    return labels[:MASKS].decoded() if isinstance(labels, MaskFiles) else labels
 
 
 def _labels_first(

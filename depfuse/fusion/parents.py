@@ -42,7 +42,8 @@ class Parents:
         Activation moments of these parents and groups, to be reused in several fusions.
     test
         Images that the child will be scored on. Nothing is looked at but whether their labels fit its outputs, so that
-        this is said before anything is computed.
+        this is said before anything is computed, and, where each output is one number, whether they are 0 and 1: it is
+        a logit then.
     background
         Of detectors: the label of background, which each parent has, where class scores are of a softmax with it.
     """

@@ -26,7 +26,7 @@ from depfuse.fusion.checks import (
     say_what_is_not_augmented,
     warn_of_statistics,
 )
-from depfuse.fusion.meaning import Meaning
+from depfuse.fusion.meaning import Known, Meaning
 from depfuse.fusion.mirror_images import Mirroring
 from depfuse.fusion.parents import Parents
 from depfuse.fusion.resolve import check_widths, resolve_mirroring, resolve_refit, resolve_targets
@@ -186,7 +186,8 @@ class Prepared:
         template = None if template is None else evaluation_copy(template)
         moments = None if given.moments is None else given.moments.for_copies(parents, copies)
         background = given.background if sets is not None else given.column_of_background
-        meaning = Meaning.of(copies, inputs.recipe, calibration, example, inputs.scores, sets, template, background)
+        known = Known(sets, template, background, given.test)
+        meaning = Meaning.of(copies, inputs.recipe, calibration, example, inputs.scores, known)
         if sets is not None and meaning.task is not None and meaning.task.name in OUTPUT_PER_LABEL:
             check_label_counts(copies, template, sets, example)
         if meaning.task is not None and meaning.task.name == "features" and isinstance(calibration, Loader):

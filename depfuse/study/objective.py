@@ -17,7 +17,7 @@ from depfuse.data.loader import Loader, calibration_loader, calibration_order
 from depfuse.ensemble.ensemble import Ensemble
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import ArchitectureError, DataError, LimitWarning, RecipeError
-from depfuse.fusion.meaning import Meaning
+from depfuse.fusion.meaning import Known, Meaning
 from depfuse.fusion.parents import Parents
 from depfuse.fusion.pipeline import fuse
 from depfuse.fusion.result import FusionResult
@@ -123,7 +123,9 @@ class Objective:
         labels = None if parents.labels is None else LabelSets.create(parents.labels)
         example = data.example(device=device) if parents.example is None else parents.example
         copies = [private_copy(model, example) for model in models]
-        meaning = Meaning.of(copies, common, images, example, None, None if labels is None or labels.same else labels)
+        judges = held_out if labelled else None
+        known = Known(None if labels is None or labels.same else labels, scored=judges)
+        meaning = Meaning.of(copies, common, images, example, None, known)
         if meaning.scored.name == "features":
             bring_into_one_space(copies, images)
         ensemble = Ensemble(copies, common.shares(len(models)), labels, task=meaning.task)
@@ -134,7 +136,7 @@ class Objective:
             groups = prove_groups(models[0], found, example, seed=common.seed, proof=common.align.proof)
             self._moments = SharedMoments(models, groups)
             parents = replace(parents, groups=groups, moments=self._moments)
-        self._parents = replace(parents, example=example)
+        self._parents = replace(parents, example=example, test=judges)
 
     def __call__(self, trial: Trial) -> float | tuple[float, float]:
         """Run a trial.

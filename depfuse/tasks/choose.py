@@ -28,10 +28,13 @@ class Chosen:
         None where the recipe says that nothing is known of the outputs.
     because
         What it was chosen by, in a sentence; empty where the recipe names it.
+    doubtful
+        Whether it may be otherwise, and the sentence says how to say so.
     """
 
     task: Task | None
     because: str = ""
+    doubtful: bool = False
 
 
 def choose_task(
@@ -60,16 +63,17 @@ def choose_task(
     """
     if choice.name == "none":
         return Chosen(None)
-    name, because = choice.name, ""
+    name, because, doubtful = choice.name, "", False
     if name == "auto":
         found = by_shape(output) if evidence is None else evidence()
         name, because = found.task, found.sentence
+        doubtful = found.doubtful or not found.clear
     kind = TASKS[name]
     assert issubclass(kind, TaskChoice)
     module, _, member = kind.place.partition(":")
     of = getattr(importlib.import_module(module), member).of
     task: Task = of(outputs() if kind.reads_outputs and outputs is not None else [output])
-    return Chosen(task, because)
+    return Chosen(task, because, doubtful)
 
 
 def by_shape(output: Tensor) -> Evidence:

@@ -57,21 +57,30 @@ class Evidence:
         What says so, as a clause.
     clear
         Whether it is more than an assumption.
+    doubtful
+        Whether it may be otherwise all the same.
     """
 
     task: str
     because: str
     clear: bool = True
+    doubtful: bool = False
 
     @property
     def sentence(self) -> str:
         """Say what the outputs are taken for, and why."""
-        if self.clear:
-            return f"the outputs are taken for {KINDS[self.task]}: {self.because}"
-        return f"the outputs are assumed to be {KINDS[self.task]}: {self.because}; name the `task` if they are not"
+        taken = "taken for" if self.clear else "assumed to be"
+        otherwise = "; name the `task` if they are not" if self.doubtful or not self.clear else ""
+        return f"the outputs are {taken} {KINDS[self.task]}: {self.because}{otherwise}"
 
 
-def find_evidence(outputs: Sequence[Tensor], inputs: Tensor | None = None, *, same_heads: bool = False) -> Evidence:
+def find_evidence(
+    outputs: Sequence[Tensor],
+    inputs: Tensor | None = None,
+    *,
+    same_heads: bool = False,
+    labels: Tensor | None = None,
+) -> Evidence:
     """Tell what outputs mean.
 
     Parameters
@@ -83,10 +92,14 @@ def find_evidence(outputs: Sequence[Tensor], inputs: Tensor | None = None, *, sa
     same_heads
         Whether the parents' last layers are much alike, as those of a common start that were trained little: their
         common shifts are then alike, too, and say nothing.
+    labels
+        What such outputs are scored by, of any images, where that is known: of one number they tell what it is.
     """
     first = outputs[0]
     single = first.dim() < 2 or first.shape[1] < 2
     assumed = "regression" if single else "classes" if first.dim() == 2 else "dense"
+    if single and labels is not None and (said := _by_labels(outputs, labels)) is not None:
+        return said
     if any(own.shape != first.shape for own in outputs):
         return Evidence(assumed, "the parents know different labels", clear=False)
     rows = [_rows(own) for own in outputs]
@@ -104,13 +117,21 @@ def are_probabilities(outputs: Sequence[Tensor]) -> bool:
     return len(outputs[0]) >= FEWEST and _between(outputs)
 
 
+def _by_labels(outputs: Sequence[Tensor], labels: Tensor) -> Evidence | None:
+    """Tell one logit from one number by the labels; None where these leave it open."""
+    if bool(((labels == 0) | (labels == 1)).all()):
+        return None if are_probabilities(outputs) else Evidence("binary", "the labels are 0 and 1")
+    return Evidence("regression", "the labels are numbers") if labels.is_floating_point() else None
+
+
 def _of_one(rows: Sequence[Tensor], assumed: str) -> Evidence:
     """Tell one logit from one number."""
     if _are_logits(rows):
         return Evidence("binary", "they are on both sides of zero and seldom near it, as one logit is")
     if _between(rows):
         return Evidence(assumed, "they lie between 0 and 1, as what a sigmoid gives")
-    return Evidence(assumed, "they are spread as numbers are, and not on both sides of zero, as a logit is")
+    said = "they are spread as numbers are, and not on both sides of zero, as a logit is that was trained well"
+    return Evidence(assumed, said, doubtful=True)
 
 
 def _of_form(rows: Sequence[Tensor], assumed: str) -> Evidence | None:

@@ -58,6 +58,10 @@ def one():
 
 def three():
     return Net(3)
+
+
+def spots():
+    return Maps(1)
 """
 PARENTS = ["a.safetensors", "b.safetensors"]
 FUSE = ["fuse", *PARENTS, "--preset", "fast", "--calibration", "48", "--report", "r.json", "--out", "c.safetensors"]
@@ -76,21 +80,21 @@ def pictures(count: int) -> Tensor:
     return torch.randint(0, 256, (count, 3, 12, 12), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
 
 
-def train(network: nn.Module, images: Tensor, loss) -> None:
+def train(network: nn.Module, images: Tensor, loss, steps: int = 40) -> None:
     """A few steps, so that the parents know something."""
     torch.manual_seed(0)
     optimiser = torch.optim.Adam(network.parameters(), lr=0.02)
-    for _ in range(40):
+    for _ in range(steps):
         optimiser.zero_grad()
         loss(network(images.float() / 255)).backward()
         optimiser.step()
 
 
-def write_parents(make, images: Tensor, loss) -> None:
+def write_parents(make, images: Tensor, loss, steps: int = 40) -> None:
     for number, name in enumerate("ab"):
         torch.manual_seed(number)
         network = make()
-        train(network, images, loss)
+        train(network, images, loss, steps)
         save_file(network.state_dict(), f"{name}.safetensors")
 
 
@@ -192,6 +196,43 @@ def test_one_logit_is_scored_by_labels_of_two_classes(networks, capsys: pytest.C
     assert report["child"]["measure"] == {"name": "accuracy", "unit": "%"}
     assert set(report["child"]["further"]) == {"AUROC", "average precision"}
     assert "of 16 test images it gets" in said or "Keep" in said
+
+
+@pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")
+@pytest.mark.parametrize("files", [False, True])
+def test_one_logit_of_each_pixel_is_told_from_a_number_by_masks_of_0_and_1(
+    networks, capsys: pytest.CaptureFixture[str], files: bool
+) -> None:
+    """Trained little, a logit is spread as numbers are; without masks that is said, and how to say otherwise."""
+    images = pictures(64)
+    masks = (images.float().mean(1) > 127).long()
+    loss = nn.functional.binary_cross_entropy_with_logits
+    write_parents(networks["spots"], images, lambda out: loss(out["out"][:, 0], masks.float()), steps=3)
+    if files:
+        for number, (image, mask) in enumerate(zip(images, masks, strict=True)):
+            part = "train" if number < 48 else "test"
+            for kind, values in (("images", image.movedim(0, 2)), ("masks", 255 * mask)):
+                Path("two", part, kind).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(values.byte().numpy()).save(Path("two", part, kind, f"{number}.png"))
+        data = "two"
+    else:
+        arrays = {"x_train": images[:48], "y_train": masks[:48], "x_test": images[48:], "y_test": masks[48:]}
+        np.savez("two.npz", **{name: array.numpy() for name, array in arrays.items()})
+        data = "two.npz"
+    common = ["--arch", "nets.py:spots", "--data", data]
+    ran(capsys, *FUSE, *common)
+    report = json.loads(Path("r.json").read_text())
+    assert report["recipe"]["task"] == {"name": "binary"}
+    assert "mean IoU" in ran(capsys, "eval", "a.safetensors", *common)
+    np.save("bare.npy", images.numpy())
+    bare = ["--arch", "nets.py:spots", "--data", "bare.npy"]
+    for command in (FUSE, ["eval", "a.safetensors", "b.safetensors"]):
+        assert main([*command, *bare]) == 0
+        said = " ".join(capsys.readouterr().err.split())
+        assert "the outputs are taken for numbers: they are spread as numbers are" in said
+        assert "name the --task if they are not" in said
+        assert main([*command, *bare, "--task", "binary"]) == 0
+        assert "taken for" not in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore::depfuse.errors.DepfuseWarning")

@@ -164,3 +164,19 @@ def test_the_choice_is_that_of_the_result_and_is_said() -> None:
     assert "regression: the outputs are taken for numbers" in repr(result)
     named = fuse(parents, {"refit": "none"}, data, task="classes")
     assert (named.recipe.task.name, named.meaning.because) == ("classes", "")
+
+
+def test_labels_of_0_and_1_make_one_number_a_logit_unless_it_is_a_probability() -> None:
+    """By itself a logit near zero looks like a number; labels of other values leave it one."""
+    near = [0.3 * torch.randn(50, 1, 4, 4) + 0.1 for _ in range(2)]
+    masks = torch.randint(0, 2, (50, 4, 4))
+    assert find_evidence(near).task == "regression"
+    assert "name the `task`" in find_evidence(near).sentence
+    assert find_evidence(near, labels=masks).sentence == (
+        "the outputs are taken for yes-or-no logits: the labels are 0 and 1"
+    )
+    assert find_evidence([own.sigmoid() for own in near], labels=masks).task == "regression"
+    assert find_evidence([10 * own.sign() for own in near], labels=masks * 0.3).task == "regression"
+    assert find_evidence(near, labels=2 * masks).doubtful
+    maps = [torch.randn(50, 2, 4, 4) for _ in range(2)]
+    assert find_evidence(maps, labels=masks).task == find_evidence(maps).task
