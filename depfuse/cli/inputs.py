@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from depfuse.cli.building import built, class_scores
 from depfuse.cli.channels import in_channels_of
 from depfuse.cli.classes import (
     agreed_names,
@@ -23,20 +24,19 @@ from depfuse.cli.classes import (
     of_known_classes,
     of_network,
 )
-from depfuse.cli.named import agreed, read_named
+from depfuse.cli.data_sets import load_named, with_judged_images
+from depfuse.cli.named import read_named
 from depfuse.cli.normalised import warn_of_normalisation
 from depfuse.cli.options import DataOptions
 from depfuse.cli.work import suit_threads_to
-from depfuse.data import DataSet, Loader, Preprocessing, load_data
-from depfuse.data.crops import Crops
+from depfuse.data import DataSet, Loader
 from depfuse.data.draws import order_of_class
 from depfuse.data.label_shares import read_classes
 from depfuse.data.labels import labelled_first
 from depfuse.data.parts import SPLIT_SEED
-from depfuse.data.patches import Crop
 from depfuse.data.stream import Stream, batches_of
 from depfuse.ensemble.label_sets import LabelSets
-from depfuse.errors import ArchitectureError, DataError, DepfuseWarning, RecipeError
+from depfuse.errors import DataError, DepfuseWarning, RecipeError
 from depfuse.fusion.label_order import in_one_order
 from depfuse.fusion.meaning import Meaning
 from depfuse.fusion.parents import Parents
@@ -48,18 +48,9 @@ from depfuse.io.label_table import read_table
 from depfuse.io.recognising import recognised
 from depfuse.models import build_network, check_input, with_classes
 from depfuse.models.architecture import parse_architecture, with_arguments
-from depfuse.models.origin import FromFile
 from depfuse.models.registry import with_settings
-from depfuse.models.transformers_networks import names_in_files
-from depfuse.networks.forward import run_network
-from depfuse.networks.running import evaluating
 from depfuse.recipe import Recipe
-from depfuse.tasks.choose import by_shape
-from depfuse.tasks.selection import find_scores
 from depfuse.text import counted
-
-HELD_OUT = 0.1  # share of images to judge by, where there is no test set
-MOST_HELD_OUT = 2000
 
 
 @dataclass(frozen=True)
@@ -115,7 +106,7 @@ class Inputs:
         example = self.data.example(device=self.device)
         numbers = None if self.labels is None else self.labels.joint
         if numbers is None:
-            count = len(self.data.classes) or _outputs(self.models[0], example, "auto") or 0
+            count = len(self.data.classes) or class_scores(self.models[0], example, "auto") or 0
             numbers = tuple(range(count))
         names = self.names or self.data.classes or tuple(map(str, numbers))
         return [tuple(dict.fromkeys((str(number), name))) for number, name in zip(numbers, names, strict=True)]
@@ -191,19 +182,17 @@ def read_inputs(
     if fused or not data.classes:
         labels, names, data = label_sets(cards, classes, data, paths)
     known = labels.sets[0] if labels else None if cards[0] is None else cards[0].classes
-    data = in_channels_of(
-        *_built(architectures[0], checkpoints[0], known, len(data.classes), data.image_shape[0]), data
-    )
+    data = in_channels_of(*built(architectures[0], checkpoints[0], known, len(data.classes), data.image_shape[0]), data)
     example = data.example()
     models, outputs = [], []
     for number, (architecture, checkpoint) in enumerate(zip(architectures, checkpoints, strict=True)):
         card = cards[number]
         known = labels.sets[number] if labels else None if card is None else card.classes
-        model, checkpoint = _built(architecture, checkpoint, known, len(data.classes), data.image_shape[0])
+        model, checkpoint = built(architecture, checkpoint, known, len(data.classes), data.image_shape[0])
         checkpoints[number] = checkpoint
         load_into(model, checkpoint)
         check_input(model, example)
-        outputs.append(_outputs(model, example, task))
+        outputs.append(class_scores(model, example, task))
         if known and outputs[-1] not in (None, len(known)):
             raise DataError(f"{checkpoint.path} has {outputs[-1]} outputs, but is said to know {len(known)} classes")
         models.append(model.to(device).eval())
@@ -239,44 +228,6 @@ def read_inputs(
     )
 
 
-def with_judged_images(data: DataSet, *, fused: bool) -> DataSet:
-    """Give data without test images some to judge networks by, and say which.
-
-    For a fusion they are held out of the training images, without their labels: the parents may have been trained on
-    them. Else they are all of the training images, and their labels are read.
-    """
-    if data.test is not None:
-        return data
-    count = len(data.train)
-    if not fused:
-        if data.train.labels is not None:
-            _say(
-                f"{data.name} has no test set: the networks are evaluated on its {count:,} training images, which they"
-                " may have been trained on"
-            )
-        return dataclasses.replace(data, test=data.train)
-    lacks = "has no labels" if data.train.labels is None else "has no test set"
-    # What is cut out of one photograph or volume is held out together.
-    sources = data.train.sources
-    whole = torch.arange(count) if sources is None else sources
-    wholes = int(whole.max()) + 1
-    held = min(round(HELD_OUT * wholes), MOST_HELD_OUT)
-    order = order_of_class(wholes, SPLIT_SEED, 0)
-    what = "image" if sources is None else "photograph" if isinstance(data.train.images, Crops) else "volume"
-    out = torch.isin(whole, order[:held])
-    numbers = torch.nonzero(out)[:, 0] if held else torch.arange(count)
-    those = (
-        f"{held:,} of its {wholes:,} {what}s, drawn by seed {SPLIT_SEED}" if held else f"its {counted(wholes, what)}"
-    )
-    _say(
-        f"{data.name} {lacks}, so that no accuracy is known: how well the networks agree is measured on"
-        f" {those}, which {'is' if (held or wholes) == 1 else 'are'} {'not used' if held else 'used'} for calibration"
-        f"{'' if held else ' as well: there are too few'}"
-    )
-    train = data.train.take(torch.nonzero(~out)[:, 0])
-    return dataclasses.replace(data, train=train, test=dataclasses.replace(data.train.take(numbers), labels=None))
-
-
 def say_all_are_used(recipe: Recipe, data: DataSet) -> None:
     """Warn where more calibration images are asked for than there are; the default is no such request."""
     asked, count = recipe.calibration.images, len(data.train)
@@ -299,88 +250,6 @@ def _each(cards: Sequence[Card | None], texts: Sequence[str] | None) -> list[tup
     return list(zip(cards, said, strict=True))
 
 
-def _built(
-    architecture: str, checkpoint: Checkpoint, known: Sequence[int] | None, classes: int, channels: int
-) -> tuple[nn.Module, Checkpoint]:
-    """Build the network for a checkpoint, with as many outputs as its file has where nothing says how many it knows.
-
-    The checkpoint comes with the network's names of tensors. Errors in its card's architecture name the file.
-    """
-    count = len(known) if known else classes
-    settings: dict[str, Any] = {"fitting": checkpoint.state, "in_channels": channels}
-    settings |= {"classes": count} if count else {}
-    try:
-        model = build_network(architecture, **settings)
-        checkpoint = checkpoint.fitted_to(model.state_dict(), names_in_files(model))
-        found = _outputs_in(checkpoint, model)
-        if found is not None:
-            # One string stands for parents of different labels, whatever number of classes it says.
-            own = architecture if known is None else with_classes(architecture, found)
-            model = build_network(own, **{**settings, "classes": found})
-        return model.float(), checkpoint  # images and calibration are of single precision
-    except ArchitectureError as error:
-        if isinstance(architecture, FromFile):
-            raise ArchitectureError(f"{checkpoint.path}: {error}") from None
-        raise
-
-
-def _outputs_in(checkpoint: Checkpoint, model: nn.Module) -> int | None:
-    """Count the outputs of a checkpoint that fits its network but for these; None where it fits, or does not at all."""
-    own = {key: tensor.shape for key, tensor in model.state_dict().items()}
-    wrong = [key for key, tensor in checkpoint.state.items() if key in own and own[key] != tensor.shape]
-    found = [checkpoint.state[key].shape for key in wrong]
-    alike = all(shape and own[key] and own[key][1:] == shape[1:] for key, shape in zip(wrong, found, strict=True))
-    if not wrong or not alike or len({shape[0] for shape in found}) > 1 or len({own[key][0] for key in wrong}) > 1:
-        return None
-    return int(found[0][0])
-
-
-def _outputs(model: nn.Module, example: torch.Tensor, task: str) -> int | None:
-    """Count the class scores that a network gives for an image; None where its outputs are no row of them."""
-    with torch.no_grad(), evaluating(model):
-        outputs = run_network(model, example)
-    scores = find_scores(outputs)
-    outputs = outputs if scores is None else scores(outputs)
-    if not isinstance(outputs, torch.Tensor):
-        return None
-    if task not in ("auto", "none", "classes") or by_shape(outputs).task != "classes":
-        return None
-    return outputs.shape[1]
-
-
-def load_named(
-    cards: Sequence[Card | None],
-    options: DataOptions,
-    name: str,
-    architectures: Sequence[str] = (),
-    seed: int = SPLIT_SEED,
-) -> DataSet:
-    """Load a data set, preprocessed as the user says, else as the cards say, else in its own way.
-
-    A folder for networks of spandrel, which give pictures of any size, is cut into squares unless there is a size; the
-    seed draws where.
-    """
-    mean, std = options.means(), options.stds()
-    used = Preprocessing()
-    if mean is None or std is None:
-        used = agreed(cards, "preprocessing") or used
-    size = options.sizes() or used.size
-    crop: Crop | None = options.crops()
-    of_pictures = bool(architectures) and all(parse_architecture(own).source == "spandrel" for own in architectures)
-    if crop is None and size is None and of_pictures and Path(name).is_dir():
-        crop = "auto"
-    return load_data(
-        name,
-        root=options.root(name),
-        mean=mean or used.mean,
-        std=std or used.std,
-        size=options.sizes() if options.crop else size,
-        crop=crop,
-        seed=seed,
-        download=options.data is not None,
-    )
-
-
 def read_template(
     inputs: Inputs, width: float | None, child_arch: str | None, task: str = "auto"
 ) -> tuple[str | None, nn.Module | None]:
@@ -395,7 +264,7 @@ def read_template(
     first = inputs.architectures[0]
     architecture = first if width is None else with_arguments(first, width=int(width) if width.is_integer() else width)
     architecture = architecture if child_arch is None else child_arch
-    count = _outputs(inputs.models[0], inputs.data.example(device=inputs.device), task)
+    count = class_scores(inputs.models[0], inputs.data.example(device=inputs.device), task)
     if inputs.labels is not None:
         count = len(inputs.labels.joint)
         architecture = with_classes(architecture, count)

@@ -94,7 +94,7 @@ def train(
     with importing():
         import torch
 
-        from depfuse.cli.inputs import load_named
+        from depfuse.cli.data_sets import load_named
         from depfuse.cli.work import suit_threads_to
         from depfuse.data.labels import select_labels, select_share
         from depfuse.data.parts import with_test_images

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.fusion.class_names import labels_of, name_outputs
 from depfuse.fusion.parents import Parents
-from depfuse.networks.copying import difference, evaluation_copy, fit_example, random_like, unwrap
+from depfuse.networks.copying import evaluation_copy, fit_example, random_like, unwrap
+from depfuse.networks.faithful import difference
 from depfuse.networks.forward import Example, run_network
 from depfuse.teach.heads import last_layer
 

@@ -33,7 +33,8 @@ from depfuse.fusion.resolve import check_widths, resolve_mirroring, resolve_refi
 from depfuse.fusion.same_modules import check_alike
 from depfuse.fusion.widths import shapes_of, widest
 from depfuse.models.inputs import check_input
-from depfuse.networks.copying import evaluation_copy, fit_example, private_copy
+from depfuse.networks.copying import evaluation_copy, fit_example
+from depfuse.networks.faithful import private_copy
 from depfuse.networks.forward import Example
 from depfuse.networks.stopwatch import Stopwatch, device_of
 from depfuse.progress import work

@@ -12,7 +12,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.errors import DepfuseWarning, RecipeError
-from depfuse.networks.copying import evaluation_copy, fit_example, random_like, same_outputs, unwrap
+from depfuse.networks.copying import evaluation_copy, fit_example, random_like, unwrap
+from depfuse.networks.faithful import same_outputs
 from depfuse.networks.forward import Example, run_network, run_with
 from depfuse.text import first_line
 

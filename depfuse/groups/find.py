@@ -14,7 +14,7 @@ from depfuse.groups.tracing.auxiliary_heads import trace_with_auxiliary
 from depfuse.groups.tracing.branching import BranchWatch, fix_branches
 from depfuse.groups.tracing.decisions import others_run
 from depfuse.groups.tracing.overwrites import OverwriteWatch
-from depfuse.networks.copying import ForeignWatch, check_hooks
+from depfuse.networks.faithful import ForeignWatch, check_hooks
 from depfuse.networks.forward import Example
 from depfuse.networks.isolation import uncollected, undisturbed
 

@@ -23,7 +23,7 @@ from depfuse.fusion.pipeline import fuse
 from depfuse.fusion.result import FusionResult
 from depfuse.groups import find_groups, prove_groups
 from depfuse.io.checkpoint import state_digest
-from depfuse.networks.copying import private_copy
+from depfuse.networks.faithful import private_copy
 from depfuse.progress import unseen
 from depfuse.recipe import Recipe
 from depfuse.study.judge import Quality

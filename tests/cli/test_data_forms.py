@@ -12,7 +12,7 @@ from PIL import Image
 
 from depfuse import DepfuseWarning, fuse, load
 from depfuse.cli import main
-from depfuse.cli.inputs import with_judged_images
+from depfuse.cli.data_sets import with_judged_images
 from depfuse.data import DataSet, Loader, Preprocessing, calibration_loader, load_data
 from depfuse.data.floats import to_floats
 from depfuse.errors import RecipeError
