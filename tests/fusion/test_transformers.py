@@ -111,8 +111,12 @@ def test_outputs_with_other_names_are_not_averaged_with_each_other() -> None:
     one = named(0, "ant", "cat", "dog", "fox")
     with pytest.raises(RecipeError, match=r"parent 2 cat, dog, fox, pig: .*`labels`.* \[0, 1, 2, 3\], \[1, 2, 3, 4\]"):
         fuse([one, named(1, "cat", "dog", "fox", "pig")], "fast", images)
-    with pytest.raises(RecipeError, match="into one order first"):
-        fuse([one, named(1, "cat", "ant", "dog", "fox")], "fast", images)
+    turned = named(1, "cat", "ant", "dog", "fox")
+    with pytest.raises(RecipeError, match=r"say so by `labels`, such as \[0, 1, 2, 3\], \[1, 0, 2, 3\]"):
+        fuse([one, turned], "fast", images)
+    child = fuse(Parents([one, turned], labels=[(0, 1, 2, 3), (1, 0, 2, 3)]), "fast", images).child
+    assert list(child.config.id2label.values()) == ["ant", "cat", "dog", "fox"]
+    assert turned.config.id2label[0] == "cat"
     other = named(1, "Ant", "Cat", "Dog", "Fox")
     assert fuse(Parents([one, other], labels=[range(4)] * 2), "fast", images).child.config.id2label[0] == "ant"
     fuse([one, network("ResNet", 1)], "fast", images)  # of which nothing but numbers is known
