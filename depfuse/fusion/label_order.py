@@ -37,10 +37,10 @@ def in_one_order(parents: Parents, example: Example | None) -> Parents:
     example
         An input (1, ...) to run them on.
     """
-    if parents.labels is None or example is None or len(parents.labels) != len(parents.models):
+    if parents.labels is None or example is None:
         return parents
     sets = LabelSets.create(parents.labels)
-    if sets.same or any(set(own) != set(sets.joint) for own in sets.sets):
+    if len(sets.sets) != len(parents.models) or sets.same or any(set(own) != set(sets.joint) for own in sets.sets):
         return parents
     orders = [[own.index(label) for label in sets.joint] for own in sets.sets]
     models = [_reordered(model, order, example) for model, order in zip(parents.models, orders, strict=True)]
