@@ -26,7 +26,7 @@ from depfuse.networks.forward import Called, Example
 from depfuse.recipe import Recipe
 from depfuse.recipe.tasks import TASKS
 from depfuse.tasks.choose import by_shape, choose_task, have_same_heads
-from depfuse.tasks.evidence import Evidence, are_probabilities, find_evidence
+from depfuse.tasks.evidence import Evidence, are_probabilities, are_softmax, find_evidence
 from depfuse.tasks.outputs import CLASSES
 from depfuse.tasks.selection import (
     ChannelsFirst,
@@ -235,8 +235,7 @@ class Meaning:
                 "`labels` say which classes or labels each parent knows, and the outputs are of task"
                 f" {chosen.task.name}: name a `task` of {', '.join(OF_LABELS)}, or give no `labels`"
             )
-        if recipe.task.name in ("binary", "multilabel"):
-            _warn_of_probabilities(recipe.task.name, seen.first(IMAGES).outputs)
+        _warn_of_probabilities(recipe.task.name, chosen.task, seen)
         doubtful = chosen.doubtful and chosen.task is not None and chosen.task.name == "regression"
         return cls(scores, chosen.task, chosen.because, doubt=chosen.because if doubtful else "")
 
@@ -271,11 +270,18 @@ class Meaning:
         return cls(counted_of(main, made=made), Weighted.scaled(parts, few.outputs), because, packed)
 
 
-def _warn_of_probabilities(task: str, outputs: Sequence[Tensor]) -> None:
-    """Warn where outputs that are named logits lie between 0 and 1."""
-    if are_probabilities(outputs):
+def _warn_of_probabilities(asked: str, task: Task | None, seen: Seen) -> None:
+    """Warn where outputs are what a softmax or sigmoid gives, and tasks are of logits."""
+    if task is not None and task.name == "classes" and are_softmax(seen.first(MAPS).outputs):
         warnings.warn(
-            f"`task={task}` is of logits, and all outputs lie between 0 and 1, as what a sigmoid gives: every label"
+            "the outputs are probabilities that sum to one, as what a softmax gives, and losses, distances and what a"
+            " child learns are of logits: let the networks return what is before it, or `scores` undo it (torch.log)",
+            DepfuseWarning,
+            stacklevel=3,
+        )
+    if asked in ("binary", "multilabel") and are_probabilities(seen.first(IMAGES).outputs):
+        warnings.warn(
+            f"`task={asked}` is of logits, and all outputs lie between 0 and 1, as what a sigmoid gives: every label"
             " counts as predicted then; let `scores` undo the sigmoid (torch.logit), or name task regression",
             DepfuseWarning,
             stacklevel=3,

@@ -124,6 +124,13 @@ def _by_labels(outputs: Sequence[Tensor], labels: Tensor) -> Evidence | None:
     return Evidence("regression", "the labels are numbers") if labels.is_floating_point() else None
 
 
+def are_softmax(outputs: Sequence[Tensor]) -> bool:
+    """Tell whether the outputs (N, C, ...) of enough images are probabilities of classes, as what a softmax gives."""
+    if len(outputs[0]) < FEWEST or outputs[0].dim() < 2 or outputs[0].shape[1] < 2:
+        return False
+    return all(bool((own >= 0).all()) and _ones(own.sum(1)) for own in outputs)
+
+
 def _of_one(rows: Sequence[Tensor], assumed: str) -> Evidence:
     """Tell one logit from one number."""
     if _are_logits(rows):

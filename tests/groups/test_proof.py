@@ -413,11 +413,19 @@ class Wrong(nn.Module):
         return self.result(x)
 
 
+class Inferring(Wrong):
+    @torch.inference_mode()
+    def forward(self, x):
+        return super().forward(x)
+
+
 def test_networks_that_cannot_be_traced():
     with pytest.raises(ArchitectureError, match="Wrong raises on the example input"):
         find_groups(Wrong(lambda x: x.reshape(7)), torch.randn(1, 3))
     with pytest.raises(ArchitectureError, match="returns no tensor"):
         find_groups(Wrong(lambda x: "nothing"), torch.randn(1, 3))
+    with pytest.raises(ArchitectureError, match="Inferring computes in inference mode"):
+        find_groups(Inferring(lambda x: x * 2), torch.randn(1, 3))
 
 
 def test_depgraph_tracing():

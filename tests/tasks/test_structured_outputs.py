@@ -226,6 +226,18 @@ def test_probabilities_are_no_logits() -> None:
     assert not [own for own in said if "sigmoid" in str(own.message)]
 
 
+@pytest.mark.parametrize("task", [None, "classes"])
+def test_probabilities_of_classes_are_no_logits(task: str | None) -> None:
+    """Their softmax is nearly even: a child learned hardly anything from it."""
+    with pytest.warns(DepfuseWarning, match="the outputs are probabilities that sum to one, as what a softmax gives"):
+        fuse(shaped(lambda y: y.softmax(1)), "fast", images(), task=task)
+    for form, scores in ((lambda y: y.softmax(1), torch.log), (lambda y: y.log_softmax(1), None), (lambda y: y, None)):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            fuse(shaped(form), "fast", images(), task=task, scores=scores)
+        assert not [own for own in said if "softmax" in str(own.message)]
+
+
 @pytest.mark.parametrize("task", ["regression", "features"])
 def test_numbers_and_embeddings_have_no_labels(task: str) -> None:
     networks = [nn.Sequential(nn.Flatten(), nn.Linear(36, 6), nn.ReLU(), nn.Linear(6, n)).eval() for n in (2, 2, 4)]

@@ -198,11 +198,15 @@ def _depgraph(
         # Here, since DepGraph calls eval() first.
         with evaluating(model, auxiliary=auxiliary), showing(flow if shown else None), watch:
             outputs_found = [leaf for leaf in tree_leaves(_run(model, inputs)) if isinstance(leaf, Tensor)]
+        inferred = any(leaf.is_inference() for leaf in outputs_found)
         outputs_found += watch.tensors
         outputs_found = [leaf for leaf in outputs_found if leaf.grad_fn is not None]
         if not outputs_found:
             raise ArchitectureError(
-                f"{type(model).__name__} returns no tensor that depends on its input: nothing can be traced"
+                f"{type(model).__name__} computes in inference mode, which nothing can be traced in: let the code that"
+                " calls it choose that mode"
+                if inferred
+                else f"{type(model).__name__} returns no tensor that depends on its input: nothing can be traced"
             )
         outputs.extend((leaf.grad_fn, leaf.output_nr) for leaf in outputs_found)
         return outputs_found
