@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_leaves, tree_map
 
 from depfuse.errors import DepfuseWarning, RecipeError
-from depfuse.networks.copying import evaluation_copy, fit_example, random_like, unwrap
+from depfuse.networks.copying import evaluation_copy, fit_example, random_like, tied_names, unwrap
 from depfuse.networks.faithful import same_outputs
 from depfuse.networks.forward import Example, run_network, run_with
 from depfuse.text import first_line
@@ -51,8 +51,10 @@ def check_alike(models: Sequence[nn.Module], example: Example | None, template: 
     Raises
     ------
     RecipeError
-        A parent computes something else; names the first module whose output differs.
+        A parent computes something else; names the first module whose output differs. Or it has two tensors where the
+        child has one.
     """
+    _check_tied("parent 1" if template is None else "the template", models[0] if template is None else template, models)
     both = [(f"parent {number}", f"parents 1 and {number}", model) for number, model in enumerate(models[1:], start=2)]
     both += [] if template is None else [("the template", "parent 1 and the template", template)]
     for name, pair, model in both:
@@ -68,6 +70,19 @@ def check_alike(models: Sequence[nn.Module], example: Example | None, template: 
             DepfuseWarning,
             stacklevel=4,
         )
+
+
+def _check_tied(name: str, like: nn.Module, models: Sequence[nn.Module]) -> None:
+    """Raise `RecipeError` where the child's network shares a tensor between names that a parent has two tensors for."""
+    for first, *others in tied_names(like.state_dict()):
+        for number, model in enumerate(models, start=1):
+            state = model.state_dict()
+            if (other := next((key for key in others if not torch.equal(state[first], state[key])), None)) is not None:
+                advice = f"give parent {number} first" if name == "parent 1" else "give one that has two as well"
+                raise RecipeError(
+                    f"{name} has one tensor for {first} and {other}, as the child would, and parent {number} two"
+                    f" different ones: {advice}"
+                )
 
 
 def _compare(first: nn.Module, model: nn.Module, example: Example, name: str) -> bool:

@@ -20,7 +20,7 @@ from depfuse.io.recognising import recognised
 from depfuse.models.origin import shown
 from depfuse.models.registry import build_network
 from depfuse.models.transformers_networks import names_in_files
-from depfuse.networks.copying import unwrap
+from depfuse.networks.copying import tied_names, unwrap
 from depfuse.networks.real_state import as_real
 from depfuse.networks.resizing import resize
 
@@ -78,6 +78,14 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
         raise CheckpointError(
             f"{type(model).__name__} has no room for weights (it is on the meta device): build it on the CPU"
         )
+    for names in tied_names(own):
+        there = [name for name in names if name in state]
+        two = next((name for name in there if not torch.equal(state[name], state[there[0]])), None)
+        if two is not None:
+            raise CheckpointError(
+                f"{where}: {there[0]} and {two} are two tensors there and one in the network;"
+                f" {_advice(checkpoint.card)}"
+            )
     floats = {key for key, tensor in model.named_parameters() if tensor.is_floating_point()}
     whole = [key for key in state if key in floats and not state[key].is_floating_point()]
     if whole:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
@@ -31,6 +31,15 @@ BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 UNLIKELY = 5_381_742_099  # a seed that no example is drawn from, lest the random inputs be the example again
 CONTAINERS = (OrderedDict, dict, list, set)
 CONSTANTS = (str, bytes, int, float, complex, bool, type(None), type, ModuleType, CodeType, BuiltinFunctionType)
+
+
+def tied_names(state: Mapping[str, Tensor]) -> list[list[str]]:
+    """List the names of a state dict that are of one tensor, several for each."""
+    names: dict[tuple[Any, ...], list[str]] = {}
+    for key, tensor in state.items():
+        if tensor.numel() and not tensor.is_meta:
+            names.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), []).append(key)
+    return [own for own in names.values() if len(own) > 1]
 
 
 def unwrap(model: nn.Module) -> nn.Module:

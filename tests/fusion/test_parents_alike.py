@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from depfuse import Recipe, find_groups, fuse, prove_groups
-from depfuse.errors import ArchitectureError, DepfuseWarning, GroupError, RecipeError
+from depfuse.errors import ArchitectureError, CheckpointError, DepfuseWarning, GroupError, RecipeError
 from depfuse.fusion.parents import Parents
 from depfuse.fusion.same_modules import check_alike
+from depfuse.io.checkpoint import read_checkpoint
+from depfuse.io.into_network import load_into
 
 EXAMPLE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -66,6 +69,48 @@ def test_groups_of_a_network_with_tied_weights_fit_it():
     recipe = Recipe(refit="none", renorm="none", criterion="weights")
     known = Parents(tied, example=EXAMPLE, groups=given)
     assert fuse(known, recipe.changed({"align.allow_fixed": True})).groups is given
+
+
+class Shared(nn.Module):
+    """Two layers of one weight, or of two."""
+
+    def __init__(self, seed: int, *, tied: bool) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.second, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        if tied:
+            self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x).relu()).relu())
+
+
+def test_parents_with_two_tensors_where_the_child_would_have_one_are_refused() -> None:
+    """The child had the mean of one of them at both places."""
+    tied, other, untied = Shared(0, tied=True), Shared(1, tied=True), Shared(2, tied=False)
+    rows = torch.randn(40, 6, dtype=torch.float32)
+    recipe = Recipe(refit="none", renorm="none")
+    with pytest.raises(
+        RecipeError, match=r"parent 1 has one tensor for first\.weight and second\.weight.*parent 2 first"
+    ):
+        fuse([tied, untied], recipe, rows)
+    with pytest.raises(
+        RecipeError, match=r"the template has one tensor for first\.weight.*give one that has two as well"
+    ):
+        fuse(Parents([untied, tied], template=other), recipe, rows)
+    for parents in ([untied, tied], [tied, other]):
+        result = fuse(parents, recipe, rows)
+        for shares, parent in (((1, 0), parents[0]), ((0, 1), parents[1])):
+            torch.testing.assert_close(result.at(shares)(rows), parent(rows))
+
+
+def test_a_file_with_two_tensors_does_not_fit_a_network_with_one(tmp_path: Path) -> None:
+    tied, untied = Shared(0, tied=True), Shared(2, tied=False)
+    torch.save(untied.state_dict(), tmp_path / "a.pt")
+    torch.save(Shared(1, tied=True).state_dict(), tmp_path / "b.pt")
+    with pytest.raises(CheckpointError, match=r"first\.weight and second\.weight are two tensors there and one in the"):
+        load_into(tied, read_checkpoint(tmp_path / "a.pt"))
+    load_into(tied, read_checkpoint(tmp_path / "b.pt"))
 
 
 def test_groups_that_are_given_are_proved():
