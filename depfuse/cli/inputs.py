@@ -194,7 +194,9 @@ def read_inputs(
         check_input(model, example)
         outputs.append(class_scores(model, example, task))
         if known and outputs[-1] not in (None, len(known)):
-            raise DataError(f"{checkpoint.path} has {outputs[-1]} outputs, but is said to know {len(known)} classes")
+            raise DataError(
+                f"{checkpoint.path} has {outputs[-1]} outputs, but is said to know {counted(len(known), 'label')}"
+            )
         models.append(model.to(device).eval())
     counts = [count for count in outputs if count is not None]
     if data.dense and len(counts) == len(outputs):

@@ -17,6 +17,7 @@ from depfuse.io.hub_folders import hub_card
 from depfuse.models.architecture import check_built_in, family, needs_trust, parse_architecture, with_arguments
 from depfuse.models.origin import REGISTRIES, shown
 from depfuse.models.upscalers import EXTRA, has_spandrel
+from depfuse.text import counted
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ def read_named(
         for path, card, text, own in zip(paths, cards, words, keys, strict=True)
     )
     if classes and len(classes) != len(paths):
-        raise RecipeError(f"--classes is given {len(classes)} times for {len(paths)} parents: once per parent")
+        raise RecipeError(
+            f"--classes is given {counted(len(classes), 'time')} for {len(paths)} parents: once per parent"
+        )
     for text in classes or ():
         read_classes(text)
     data = options.data or _named_data(paths, cards, trusted)

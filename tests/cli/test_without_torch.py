@@ -117,7 +117,7 @@ MISTAKES = {
     f"eval {GOOD} --data digits --batch 3": "No such option",
     f"fuse nothing.pt {GOOD} --data digits": "there is no file nothing.pt",
     f"fuse {GOOD} {GOOD} --data digits --out child.bin": "the name must end in .safetensors, or in .pth, .pt, .ckpt",
-    f"fuse {GOOD} {GOOD} --data digits --classes 0-4": "--classes is given 1 times for 2 parents",
+    f"fuse {GOOD} {GOOD} --data digits --classes 0-4": "--classes is given 1 time for 2 parents",
     f"eval {GOOD} --data digits --device gpu": "'gpu' is no device: give cpu, cuda, cuda:N or auto",
     f"fuse {GOOD} {GOOD} --data digits --device cuda:first": "'cuda:first' is no device",
     f"fuse {GOOD} --data digits": "a fusion needs at least two parents",
