@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -9,9 +11,12 @@ from typing import Any
 
 import yaml
 
+from depfuse.errors import DepfuseWarning
 from depfuse.recipe.arrange import by_path
 
 PACKAGE = "depfuse.recipe.presets"
+WHOLE = frozenset({"align", "merge", "refit", "renorm", "teach", "seed"})  # sections of a recipe that was stored
+_MISSPELT = 0.75  # likeness to the name of a preset from which on another name is taken for it
 
 
 class PlainLoader(yaml.SafeLoader):
@@ -59,7 +64,9 @@ def preset_fields(name: str) -> Mapping[str, Any]:
 
 
 def over_preset(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Collection[str] | None]:
-    """Put settings over those of the preset that they name.
+    """Put settings over those of the preset that they name; warn of a name that looks misspelt.
+
+    Other names are free: a recipe of a user's file has the name of that.
 
     Returns
     -------
@@ -69,7 +76,16 @@ def over_preset(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Collection
         Which of them were given, where they name a preset; None for all.
     """
     name = settings.get("preset")
-    if not isinstance(name, str) or name not in preset_names():
+    if not isinstance(name, str):
+        return dict(settings), None
+    if name not in preset_names():
+        near = difflib.get_close_matches(name, preset_names(), n=1, cutoff=_MISSPELT)
+        if near and not settings.keys() >= WHOLE:
+            warnings.warn(
+                f"there is no preset {name!r}, so that its settings are those of standard: did you mean {near[0]}?",
+                DepfuseWarning,
+                stacklevel=3,
+            )
         return dict(settings), None
     settings_by_path = by_path(dict(settings))
     return {**by_path(preset_fields(name).get("settings") or {}), **settings_by_path}, list(settings_by_path)

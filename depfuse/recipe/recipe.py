@@ -13,7 +13,7 @@ from depfuse.recipe.contradictions import contradictions
 from depfuse.recipe.fields import OneOf, Section, first_mistake, setting
 from depfuse.recipe.goals import GOALS, Best, Child, Goal
 from depfuse.recipe.old_names import OLD, read_old
-from depfuse.recipe.preset_files import over_preset
+from depfuse.recipe.preset_files import over_preset, preset_names
 from depfuse.recipe.reads import holds
 from depfuse.recipe.refits import REFITS, AutoRefit, Refit, Ridge, refits_of
 from depfuse.recipe.renorms import RENORMS, AutoRenorm, Renorm, renorms_of
@@ -91,9 +91,15 @@ class Recipe(Section):
     def changed(self, settings: Mapping[str, Any] | None = None, /, **named: Any) -> Recipe:
         """Return the recipe with other settings, validated as `create` does.
 
-        Old settings that nothing reads any more return to their defaults; given ones that nothing reads raise an error.
+        Old settings that nothing reads any more return to their defaults; given ones that nothing reads raise an error,
+        and so does another preset, of which the name alone would come.
         """
         changes = {**(settings or {}), **named}
+        name = changes.get("preset", self.preset)
+        if name != self.preset and name in preset_names():
+            raise RecipeError(
+                f"a preset is more than its name: begin with Recipe(preset={name!r}), and change the settings of that"
+            )
         return Recipe.with_read({**self.differing, **changes}, keep=changes)
 
     if not TYPE_CHECKING:  # depfuse itself reads sections

@@ -16,7 +16,7 @@ from depfuse.errors import RecipeError
 from depfuse.io.checkpoint import read_checkpoint
 from depfuse.recipe import Recipe
 from depfuse.recipe.arrange import by_path
-from depfuse.recipe.presets import names, preset, published, read, read_settings
+from depfuse.recipe.presets import as_recipe, names, preset, published, read, read_settings
 from depfuse.report import FusionReport, read_report
 from depfuse.report.matching import MatchReport
 
@@ -72,7 +72,7 @@ def test_a_method_names_its_paper_and_is_a_few_settings(name):
     given = by_path(found.settings)
     assert 2 <= len(given) <= 5
     assert all(found.recipe.settings[path] == value for path, value in given.items())
-    assert found.recipe.changed(preset="standard") != Recipe()
+    assert {**found.recipe.settings, "preset": "standard"} != Recipe().settings
 
 
 def test_standard_is_the_default_and_every_preset_has_its_name_and_its_cost():
@@ -135,6 +135,15 @@ def test_a_report_run_again_gives_the_same_child(tmp_path):
     after = fused(other, "--recipe", report, "--weights", "0.5,0.5")
     assert after.child.digest != before.child.digest
     assert after.recipe["seed"] == 3
+
+
+def test_a_file_called_like_a_preset_is_what_it_says(tmp_path):
+    for name in ("best", "mine"):
+        (tmp_path / f"{name}.yaml").write_text("settings: {seed: 3}")
+    found, other = (as_recipe(tmp_path / f"{name}.yaml") for name in ("best", "mine"))
+    assert {**found.settings, "preset": "mine"} == other.settings
+    assert (found.preset, found.goal.name, found.seed) == ("best.yaml", "child", 3)
+    assert Recipe.create(read_settings(str(tmp_path / "best.yaml"))) == found
 
 
 def test_files_hold_settings_in_three_ways(tmp_path):

@@ -386,6 +386,17 @@ def test_settings_are_given_over_those_of_the_preset_that_they_name() -> None:
     assert Recipe(preset="own").preset == "own"
 
 
+def test_a_preset_is_more_than_its_name() -> None:
+    with pytest.raises(RecipeError, match="begin with Recipe"):
+        Recipe(seed=1).changed(preset="best")
+    assert Recipe(preset="best").changed(preset="best", seed=1).goal.name == "best"
+    for build in (lambda: Recipe(preset="distill"), lambda: Recipe.create(preset="distill")):
+        with pytest.warns(DepfuseWarning, match="did you mean distil"):
+            build()
+    stored = Recipe(preset="own").changed(preset="bests")
+    assert Recipe.model_validate_json(stored.model_dump_json()) == stored  # as whole as it was, without a word
+
+
 def test_what_is_no_list_is_said_to_be_none() -> None:
     with pytest.raises(RecipeError, match=r"merge\.weights: it must be a list, not 'hello'"):
         Recipe.create({"merge": {"weights": "hello"}})

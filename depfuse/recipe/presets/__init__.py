@@ -25,9 +25,9 @@ from typing import Any
 import yaml
 
 from depfuse.errors import RecipeError
-from depfuse.recipe.arrange import arrange
+from depfuse.recipe.arrange import arrange, by_path
 from depfuse.recipe.other_words import check_words
-from depfuse.recipe.preset_files import PlainLoader, over_preset, preset_fields, preset_names, without_repeated
+from depfuse.recipe.preset_files import WHOLE, PlainLoader, over_preset, preset_fields, preset_names, without_repeated
 from depfuse.recipe.recipe import Recipe
 
 ENDINGS = (".yaml", ".yml", ".json")
@@ -37,7 +37,6 @@ RUN = ("parents", "arch", "key", "data", "size", "mean", "std", "crop", "classes
 _UNNAMED = 'in "<unicode string>", '  # what YAML's reader calls a text
 _LARGEST = 2**26  # characters, of a recipe or a report that holds one
 _WHOLE_FLAT = frozenset({"criterion", "solver", "weights", "reference", "order", "refit", "seed"})  # a stored recipe
-_WHOLE = frozenset({"align", "merge", "refit", "renorm", "teach", "seed"})
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def read(source: str) -> Source:
         _check_preset(source, settings)
         settings, changed = over_preset(settings)
         keep = list(settings) if changed is None else changed
-    settings = {"preset": "standard" if stored else Path(source).stem, **settings}
+    settings = {"preset": "standard" if stored else _name_of(source, settings), **settings}
     return Source(_checked(source, settings, keep), run)
 
 
@@ -164,8 +163,8 @@ def as_recipe(source: Recipe | str | Path | Mapping[str, Any] | None) -> Recipe:
             raise RecipeError(
                 f"{source} names {', '.join(source_read.run)}, which is for the command line: give arguments"
             )
-        return Recipe.create(source_read.settings)
-    if not source.keys() >= _WHOLE:
+        return Recipe.with_read(source_read.settings)
+    if not source.keys() >= WHOLE:
         _check_preset("settings", source)
     return Recipe.create(source)
 
@@ -179,6 +178,14 @@ def _check_preset(source: str, settings: Mapping[str, Any]) -> None:
         preset(str(name))
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
+
+
+def _name_of(source: str, settings: Mapping[str, Any]) -> str:
+    """Name a file's recipe: its stem, unless that is a preset of other settings."""
+    path = Path(source)
+    if path.stem in names() and by_path(dict(settings)) != by_path(preset(path.stem).settings):
+        return path.name
+    return path.stem
 
 
 def _is_file(source: str) -> bool:
@@ -250,4 +257,4 @@ def _parts(content: Any) -> tuple[dict[str, Any] | None, dict[str, Any], bool]:
         content = {name: value for name, value in content.items() if name not in (*RUN, *ABOUT)}
     if not isinstance(content, dict):
         return None, run, stored
-    return content, run, stored or content.keys() >= _WHOLE_FLAT or content.keys() >= _WHOLE
+    return content, run, stored or content.keys() >= _WHOLE_FLAT or content.keys() >= WHOLE
