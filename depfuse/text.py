@@ -41,6 +41,11 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
+def few(names: Sequence[object], most: int = 5) -> str:
+    """List the first of some names, with dots after them where there are more: `cat, dog, ...`."""
+    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
+
+
 def short_paths(paths: Sequence[str]) -> list[str]:
     """Leave out the folders of files that do not tell them apart: a.pt and b.pt, or fold_0/a.pt and fold_1/a.pt.
 

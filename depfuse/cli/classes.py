@@ -15,9 +15,7 @@ from depfuse.ensemble.label_sets import LabelSets
 from depfuse.errors import DataError, DepfuseWarning
 from depfuse.io.cards import Card
 from depfuse.models.origin import shown
-from depfuse.text import counted
-
-_FEW = 5  # labels that a sentence lists
+from depfuse.text import counted, few
 
 
 def label_sets(
@@ -94,9 +92,9 @@ def of_card(card: Card | None, data: DataSet) -> tuple[int, ...] | tuple[str, ..
     """
     if card is None:
         return None
-    named = class_names(data)
-    if card.names and (named or (data.classes and _decimal(card.names))):
+    if data.classes and of_network(card, data, None) is not None:
         return card.names
+    named = class_names(data)
     if card.classes is None or not named or card.data == data.name:
         return card.classes
     if not _decimal(named):
@@ -124,7 +122,7 @@ def _check_numbers(
         assert card.classes is not None
         whose = f"of {shown(card.data)}" if card.data else "of other data"
         raise DataError(
-            f"{paths[first]} knows classes {_few(card.classes)} {whose}, and nothing says which classes of {data.name}"
+            f"{paths[first]} knows classes {few(card.classes)} {whose}, and nothing says which classes of {data.name}"
             " these are: name them with --classes, once per parent, like --classes cat,dog"
         )
 
@@ -257,12 +255,13 @@ def _places(
         wanted: Sequence[int] | Sequence[str] = data.classes if isinstance(labels_of_outputs[0], str) else range(count)
         for one in wanted:
             if one not in labels_of_outputs:
-                listed = _few(labels_of_outputs)
-                raise DataError(f"class {one} of {data.name} is none of those that {path} knows: {listed}")
+                raise DataError(
+                    f"class {one} of {data.name} is none of those that {path} knows: {few(labels_of_outputs)}"
+                )
         return [list(labels_of_outputs).index(one) for one in wanted]
     if outputs == count or not data.by_name:
         return list(range(count))
-    if all(name.isdecimal() and name.isascii() and int(name) < outputs for name in data.classes):
+    if _decimal(data.classes) and all(int(name) < outputs for name in data.classes):
         return [int(name) for name in data.classes]
     raise DataError(
         f"{path} has {outputs} outputs and {data.name} {count} classes, such as {data.classes[0]}, and nothing says"
@@ -330,7 +329,3 @@ def of_network(card: Card | None, data: DataSet, given: str | None) -> Sequence[
 
 def _decimal(names: Sequence[str]) -> bool:
     return all(name.isdecimal() and name.isascii() for name in names)
-
-
-def _few(labels: Sequence[int] | Sequence[str]) -> str:
-    return ", ".join(map(str, labels[:_FEW])) + (", ..." if len(labels) > _FEW else "")

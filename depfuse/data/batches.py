@@ -21,6 +21,7 @@ from depfuse.data.tensors import Split
 from depfuse.errors import DataError, DepfuseWarning
 from depfuse.networks.copying import fit_example
 from depfuse.networks.forward import Call
+from depfuse.networks.leaves import tensors_in
 from depfuse.tasks.batch_inputs import Signature, as_tensor, split_batch
 from depfuse.tasks.label_kinds import are_classes
 from depfuse.text import counted
@@ -164,7 +165,7 @@ class _Collected:
 
 def _kinds(inputs: Any) -> list[tuple[int, bool]]:
     """Tell inputs of other kinds: their number, axes, and whether they are numbers of things."""
-    leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    leaves = tensors_in(inputs)
     return [(leaf.dim(), leaf.dtype in (torch.int32, torch.int64)) for leaf in leaves]
 
 

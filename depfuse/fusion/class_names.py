@@ -10,6 +10,7 @@ from torch import nn
 from depfuse.errors import RecipeError
 from depfuse.io.into_network import loaded_card
 from depfuse.networks.copying import unwrap
+from depfuse.text import few
 
 if TYPE_CHECKING:
     from depfuse.fusion.result import FusionResult
@@ -70,7 +71,7 @@ def _check_equal(known: Mapping[int, Sequence[int] | Sequence[str]]) -> None:
         first, expected = next(iter(known.items()))
         if own == expected:
             continue
-        called = f"parent {first} calls its outputs {_few(expected)}, and parent {number} {_few(own)}"
+        called = f"parent {first} calls its outputs {few(expected, _FEW)}, and parent {number} {few(own, _FEW)}"
         everything = list(dict.fromkeys(label for labels in known.values() for label in labels))
         sets = ", ".join(
             str([label if isinstance(label, int) else everything.index(label) for label in labels])
@@ -94,7 +95,3 @@ def _own_numbers(model: nn.Module) -> Sequence[int] | None:
     """List the labels of outputs in order, by the card of the network's file."""
     card = loaded_card(model)
     return None if card is None else card.classes
-
-
-def _few(names: Sequence[int] | Sequence[str]) -> str:
-    return ", ".join(map(str, names[:_FEW])) + (", ..." if len(names) > _FEW else "")

@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from depfuse.ensemble.label_sets import LabelSets
 from depfuse.fusion.class_names import labels_of, name_outputs
@@ -19,6 +18,7 @@ from depfuse.fusion.parents import Parents
 from depfuse.networks.copying import evaluation_copy, fit_example, random_like, unwrap
 from depfuse.networks.faithful import difference
 from depfuse.networks.forward import Example, run_network
+from depfuse.networks.leaves import tensors_in
 from depfuse.teach.heads import last_layer
 
 _EXACT = 1e-9  # difference of outputs in float64, relative to the largest
@@ -85,7 +85,7 @@ def _permute(layer: nn.Module, order: Sequence[int]) -> None:
 
 def _outputs(model: nn.Module, example: Example) -> list[Tensor]:
     with torch.no_grad():
-        return [leaf for leaf in tree_leaves(run_network(model, example)) if isinstance(leaf, Tensor)]
+        return tensors_in(run_network(model, example))
 
 
 def _follows(before: Tensor, after: Tensor, order: Sequence[int]) -> bool:

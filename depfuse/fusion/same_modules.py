@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from depfuse.errors import DepfuseWarning, RecipeError
 from depfuse.networks.copying import evaluation_copy, fit_example, random_like, tied_names, unwrap
 from depfuse.networks.faithful import same_outputs
 from depfuse.networks.forward import Example, run_network, run_with
+from depfuse.networks.leaves import tensors_in
 from depfuse.text import first_line
 
 SCALE = 4.0  # of the random inputs, in standard deviations: large enough to reach where ReLU6 saturates
@@ -131,7 +132,7 @@ def _run(forward: Callable[[], Any]) -> list[Tensor] | str:
     """Run a forward pass: its output tensors, or the first line of the exception."""
     try:
         with torch.no_grad():
-            return [leaf for leaf in tree_leaves(forward()) if isinstance(leaf, Tensor)]
+            return tensors_in(forward())
     except Exception as error:  # whatever the user's network raises
         return first_line(error)
 
@@ -185,7 +186,7 @@ def _recorded(network: nn.Module, forward: Callable[[], Any]) -> list[tuple[str,
 
     def noting(name: str) -> Callable[..., None]:
         def note(module: nn.Module, inputs: Any, output: Any) -> None:
-            tensors = [leaf.clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+            tensors = [tensor.clone() for tensor in tensors_in(output)]
             records.append((name, type(module).__name__, tensors))
 
         return note

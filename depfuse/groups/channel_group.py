@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from depfuse.groups.slots import Slot, Tap
-from depfuse.text import counted
+from depfuse.text import counted, few
 
 MOST_SIZES, MOST_FIXED = 6, 4  # sizes, and names of fixed groups, in a summary
 
@@ -205,7 +205,7 @@ class ChannelGroups:
         """
         counts = Counter(group.size for group in self.free)
         sizes = [f"{count} x {size}" for size, count in counts.items()]
-        shown = ", ".join(sizes[:MOST_SIZES]) + (", ..." if len(sizes) > MOST_SIZES else "")
+        shown = few(sizes, MOST_SIZES)
         parts = [f"{counted(self.count, 'free group')}{f' ({shown})' if shown else ''}"]
         parts.append(f"{counted(self.free_channels, 'channel')}")
         parts.append(f"{self.covered_share:.1%} of the parameters")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from depfuse.errors import GroupError
 from depfuse.groups.channel_group import ChannelGroup, ChannelGroups
@@ -25,6 +25,7 @@ from depfuse.groups.tracing.hidden import HiddenFlow, showing
 from depfuse.networks.copying import evaluation_copy, unwrap
 from depfuse.networks.forward import Example, run_with
 from depfuse.networks.isolation import seeded
+from depfuse.networks.leaves import tensors_in
 from depfuse.networks.precision import DoublePrecision
 from depfuse.networks.running import evaluating, float_tensors, removing
 from depfuse.progress import work
@@ -160,7 +161,7 @@ class GenericNetwork:
 
     def _with_several(self, example: Example) -> Any:
         """Make several different inputs where the example is one and the network supports more; else keep it."""
-        tensors = [leaf for leaf in tree_leaves(self._inputs) if isinstance(leaf, Tensor)]
+        tensors = tensors_in(self._inputs)
         if not tensors or any(leaf.dim() == 0 or leaf.shape[0] != 1 for leaf in tensors):
             return self._inputs
 

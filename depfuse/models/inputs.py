@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from depfuse.errors import ArchitectureError, DataError
 from depfuse.models.architecture import NETWORKS, Architecture, parse_architecture
 from depfuse.models.registry import build_network
 from depfuse.networks.forward import Example, run_network
+from depfuse.networks.leaves import tensors_in
 from depfuse.networks.running import evaluating, raised_in
 from depfuse.text import first_line
 
@@ -139,7 +139,7 @@ def _fits_channels_first(model: nn.Module, example: Example) -> bool:
 
 def _shapes(example: Example) -> str:
     """Write the shapes of the tensors of an input without their first axis: 3x32x32, or several with commas."""
-    leaves = [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+    leaves = tensors_in(example)
     return ", ".join("x".join(map(str, leaf.shape[1:])) or "one number" for leaf in leaves)
 
 

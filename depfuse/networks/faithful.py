@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from depfuse.errors import ArchitectureError
 from depfuse.networks.copying import FORWARD_HOOKS, evaluation_copy, fit_example, random_like, unwrap
@@ -101,7 +100,7 @@ def _unfaithful(network: nn.Module, hooked: Sequence[str], what: str) -> str:
 def _outputs(model: nn.Module, example: Example) -> list[Tensor] | None:
     """Run a network and return its output tensors; None where it raises."""
     try:
-        return [leaf for leaf in tree_leaves(run_network(model, example)) if isinstance(leaf, Tensor)]
+        return tensors_in(run_network(model, example))
     except Exception:  # whatever the user's network raises
         return None
 

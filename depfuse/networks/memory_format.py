@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from depfuse.errors import DataError
 from depfuse.networks.forward import Example, in_layout, run_network
+from depfuse.networks.leaves import tensors_in
 from depfuse.text import first_line
 
 FEW = 16  # input channels below which a strided convolution of kernel 1 is differentiated in plain layout
@@ -65,7 +65,7 @@ def choose_layout(model: nn.Module, image: Example) -> tuple[torch.memory_format
     if isinstance(image, Tensor) and image.dim() == 4:
         what, check = f"images of shape {tuple(image.shape[1:])}", "the data set, its size and its channels"
     else:
-        shapes = [str(tuple(leaf.shape)) for leaf in tree_leaves(image) if isinstance(leaf, Tensor)]
+        shapes = [str(tuple(tensor.shape)) for tensor in tensors_in(image)]
         what, check = f"inputs of shape {', '.join(shapes)}", "what a batch holds, and how it is given to the network"
     raise DataError(f"{what} do not fit the network ({first_line(failure)}): check {check}") from failure
 

@@ -15,7 +15,7 @@ from depfuse.errors import DepfuseWarning
 from depfuse.recipe.arrange import by_path
 
 PACKAGE = "depfuse.recipe.presets"
-WHOLE = frozenset({"align", "merge", "refit", "renorm", "teach", "seed"})  # sections of a recipe that was stored
+STORED = frozenset({"align", "merge", "refit", "renorm", "teach", "seed"})  # sections of a recipe that was stored
 _MISSPELT = 0.75  # likeness to the name of a preset from which on another name is taken for it
 
 
@@ -80,7 +80,7 @@ def over_preset(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Collection
         return dict(settings), None
     if name not in preset_names():
         near = difflib.get_close_matches(name, preset_names(), n=1, cutoff=_MISSPELT)
-        if near and not settings.keys() >= WHOLE:
+        if near and not settings.keys() >= STORED:
             warnings.warn(
                 f"there is no preset {name!r}, so that its settings are those of standard: did you mean {near[0]}?",
                 DepfuseWarning,

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from depfuse.data import DataSet, Loader
 from depfuse.data.inputs import Ragged, count_samples
@@ -21,6 +20,7 @@ from depfuse.distributed.team import Team
 from depfuse.errors import CheckpointError
 from depfuse.io.checkpoint import state_digest
 from depfuse.networks.isolation import seeded
+from depfuse.networks.leaves import tensors_in
 from depfuse.networks.memory_format import takes_channels_last
 from depfuse.networks.running import evaluating
 from depfuse.progress import work
@@ -189,7 +189,7 @@ def _named(inputs: Any) -> dict[str, Tensor]:
     if isinstance(inputs, Tensor):
         return {"images": inputs}
     parts = inputs.parts if isinstance(inputs, Ragged) else [inputs]
-    leaves = [leaf for part in parts for leaf in tree_leaves(part) if isinstance(leaf, Tensor)]
+    leaves = tensors_in(*parts)
     return {f"images.{number}": leaf for number, leaf in enumerate(leaves)}
 
 

@@ -197,7 +197,7 @@ def _depgraph(
     def forward(model: nn.Module, inputs: Example) -> list[Tensor]:
         # Here, since DepGraph calls eval() first.
         with evaluating(model, auxiliary=auxiliary), showing(flow if shown else None), watch:
-            outputs_found = [leaf for leaf in tree_leaves(_run(model, inputs)) if isinstance(leaf, Tensor)]
+            outputs_found = tensors_in(_run(model, inputs))
         inferred = any(leaf.is_inference() for leaf in outputs_found)
         outputs_found += watch.tensors
         outputs_found = [leaf for leaf in outputs_found if leaf.grad_fn is not None]

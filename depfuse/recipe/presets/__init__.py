@@ -27,7 +27,7 @@ import yaml
 from depfuse.errors import RecipeError
 from depfuse.recipe.arrange import arrange, by_path
 from depfuse.recipe.other_words import check_words
-from depfuse.recipe.preset_files import WHOLE, PlainLoader, over_preset, preset_fields, preset_names, without_repeated
+from depfuse.recipe.preset_files import STORED, PlainLoader, over_preset, preset_fields, preset_names, without_repeated
 from depfuse.recipe.recipe import Recipe
 
 ENDINGS = (".yaml", ".yml", ".json")
@@ -164,7 +164,7 @@ def as_recipe(source: Recipe | str | Path | Mapping[str, Any] | None) -> Recipe:
                 f"{source} names {', '.join(source_read.run)}, which is for the command line: give arguments"
             )
         return Recipe.with_read(source_read.settings)
-    if not source.keys() >= WHOLE:
+    if not source.keys() >= STORED:
         _check_preset("settings", source)
     return Recipe.create(source)
 
@@ -257,4 +257,4 @@ def _parts(content: Any) -> tuple[dict[str, Any] | None, dict[str, Any], bool]:
         content = {name: value for name, value in content.items() if name not in (*RUN, *ABOUT)}
     if not isinstance(content, dict):
         return None, run, stored
-    return content, run, stored or content.keys() >= _WHOLE_FLAT or content.keys() >= WHOLE
+    return content, run, stored or content.keys() >= _WHOLE_FLAT or content.keys() >= STORED

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from depfuse.data.inputs import Ragged, take_samples
 from depfuse.data.loader import Loader
 from depfuse.errors import ArchitectureError
 from depfuse.networks.batch_norm import set_statistics_keeping_function
 from depfuse.networks.copying import unwrap
+from depfuse.networks.leaves import tensors_in
 from depfuse.networks.memory_format import takes_channels_last
 from depfuse.refit.program.graph import Program
 from depfuse.refit.program.reuse import program_of
@@ -128,7 +128,7 @@ def _in_small_batches(loader: Loader, *, channels_last: bool) -> Loader:
 
 def _most_at_once(loader: Loader) -> int:
     """Count the images of a batch that is as large as any may be."""
-    leaves = [leaf for leaf in tree_leaves(loader.images) if isinstance(leaf, Tensor)]
+    leaves = tensors_in(loader.images)
     positions = max(leaf.shape[2:].numel() for leaf in leaves)
     return min(AT_ONCE, max(50, PIXELS_AT_ONCE // positions))
 

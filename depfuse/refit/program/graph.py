@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from depfuse.errors import ArchitectureError
 from depfuse.networks.copying import evaluation_copy
 from depfuse.networks.forward import Example
+from depfuse.networks.leaves import tensors_in
 from depfuse.networks.running import raised_in
 from depfuse.refit.program.exported import exported_operations
 from depfuse.refit.program.functional import CHECKS, name_of
@@ -69,7 +69,7 @@ class Program:
 
     def values_of(self, images: Example) -> Values:
         """Bind a batch to the input nodes."""
-        leaves = [leaf for leaf in tree_leaves(images) if isinstance(leaf, Tensor)]
+        leaves = tensors_in(images)
         return dict(zip(self.inputs, leaves, strict=True))
 
     def key(self, argument: Any) -> str | None:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from depfuse.data.augment import mix
 from depfuse.data.augmentation import Augmentation
 from depfuse.data.loader import Loader
+from depfuse.networks.leaves import tensors_in
 from depfuse.progress import work
 from depfuse.refit.second_order.natural_gradient import PER_STEP, NaturalGradient, TargetBatch
 from depfuse.refit.second_order.rollback import COMPARED, Rollback
@@ -126,5 +126,5 @@ def _in_half(batches: Sequence[TargetBatch]) -> list[TargetBatch]:
 
 def _bytes(batches: Sequence[TargetBatch]) -> int:
     """Count the bytes of images and targets."""
-    leaves = [leaf for leaf in tree_leaves(list(batches)) if isinstance(leaf, Tensor)]
+    leaves = tensors_in(list(batches))
     return sum(leaf.nbytes for leaf in leaves)
